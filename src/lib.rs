@@ -4,3 +4,4 @@ pub mod clock;
 pub mod cluster;
 pub mod dcs;
 pub mod types;
+pub mod ha;

@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod cluster;
 pub mod dcs;
+pub mod node;
 pub mod types;
 pub mod ha;

@@ -1,0 +1,466 @@
+//! The whole input of the core: what this node knows at one moment, and what it remembers of earlier turns.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::cluster::{Cluster, Tags};
+use crate::types::{
+    Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Role, SystemId, Timeline,
+    WallTime,
+};
+
+use super::decision::Job;
+
+/// Everything one decision may depend on.
+#[derive(Debug, Clone)]
+pub struct Observation {
+    /// My name.
+    pub me: MemberName,
+    /// The time of this observation.
+    pub now: Moment,
+    /// Wall-clock time, for scheduled actions only.
+    pub wall: WallTime,
+    /// Dynamic settings in force, and the local ones the core needs.
+    pub settings: Settings,
+    /// My own effective tags.
+    pub tags: Tags,
+    /// The store as last heard in this turn.
+    pub store: StoreView,
+    /// The lease by our own record, whatever the snapshot says.
+    pub lease: Option<LeaseView>,
+    /// What was already tried in this turn, so that a step is not repeated in it.
+    pub tried: Tried,
+    /// The local PostgreSQL.
+    pub postgres: Local,
+    /// The one long job.
+    pub job: JobView,
+    /// Answers of peers, once asked in this turn; `None` = not asked.
+    pub peers: Option<Vec<Peer>>,
+    /// The watchdog device.
+    pub watchdog: WatchdogView,
+    /// Local requests (REST) that wait for a decision, oldest first.
+    pub requests: Vec<Request>,
+    /// The agent was told to stop (SIGTERM, SIGINT).
+    pub stopping: bool,
+}
+
+impl Observation {
+    /// The snapshot, if the store answered in this turn.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.store {
+            StoreView::Fresh(cluster) => Some(cluster),
+            StoreView::Silent { .. } => None,
+        }
+    }
+}
+
+/// Settings in the core's own units (spec/ha.md §1.3).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Lifetime of the leader key.
+    pub ttl: Duration,
+    /// Time between turns when nothing happens.
+    pub loop_wait: Duration,
+    /// Budget of a store operation.
+    pub retry_timeout: Duration,
+    /// Bytes a candidate may lag behind the last published position.
+    pub maximum_lag_on_failover: u64,
+    /// How long a crashed primary may try to come back before the lock is given away; zero = at once.
+    pub primary_start_timeout: Duration,
+    /// Bound of a primary's stop; zero = none.
+    pub primary_stop_timeout: Duration,
+    /// Delay of the race while WAL still advances; zero = none.
+    pub primary_race_backoff: Duration,
+    /// Refuse candidates behind the cluster's timeline.
+    pub check_timeline: bool,
+    /// Maintenance: touch nothing.
+    pub pause: bool,
+    /// Synchronous replication mode.
+    pub synchronous: Synchronous,
+    /// Failsafe mode.
+    pub failsafe: bool,
+    /// Entries kept in the history document; zero = all.
+    pub max_timelines_history: usize,
+    /// `standby_cluster` is set: never promote, follow this instead.
+    pub standby_cluster: Option<Upstream>,
+    /// A `bootstrap` section (or its default) allows this node to create the cluster.
+    pub may_bootstrap: bool,
+    /// pg_rewind is enabled and usable (configured, checksums or wal_log_hints).
+    pub may_rewind: bool,
+    /// A diverged directory may be replaced by a clone (`remove_data_directory_on_diverged_timelines`).
+    pub may_replace_diverged: bool,
+    /// The same after a failed rewind (`remove_data_directory_on_rewind_failure`).
+    pub may_replace_unrewindable: bool,
+    /// A replica method works without a leader (`no_leader`).
+    pub may_clone_without_leader: bool,
+    /// A watchdog device is required to lead.
+    pub watchdog_required: bool,
+    /// Replication slots are used.
+    pub use_slots: bool,
+    /// Hand the leader key straight to the candidate in a switchover (spec/ha.md §23.4).
+    pub hand_over: bool,
+    /// Time kept before the lease's end in which PostgreSQL must be stopped (S1's margin).
+    pub stop_margin: Duration,
+}
+
+/// Synchronous mode as configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synchronous {
+    /// Asynchronous.
+    Off,
+    /// Named standbys (`on`).
+    Priority {
+        /// Commits wait rather than run unreplicated.
+        strict: bool,
+        /// Wanted number of synchronous standbys.
+        count: u32,
+    },
+    /// `ANY n`.
+    Quorum {
+        /// Commits wait rather than run unreplicated.
+        strict: bool,
+        /// Wanted number of acknowledging standbys.
+        count: u32,
+    },
+}
+
+/// What the store said in this turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoreView {
+    /// A snapshot of this turn (at least as new as this node's own last write).
+    Fresh(Cluster),
+    /// No answer within the budget.
+    Silent {
+        /// When it last answered; `None` = never.
+        since: Option<Moment>,
+        /// The last snapshot, for topology only.
+        last: Option<Box<Cluster>>,
+    },
+}
+
+/// Our own record of the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseView {
+    /// When the last successful acquire or renewal was SENT.
+    pub sent: Moment,
+    /// `sent + ttl`: after this the store may give the key to somebody else.
+    pub expires: Moment,
+}
+
+/// What this turn has already tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tried {
+    /// Outcome of a renewal in this turn.
+    pub renew: Option<Outcome>,
+    /// Outcome of an acquisition (acquire, adopt, take) in this turn.
+    pub acquire: Option<Outcome>,
+    /// Outcome of the last document write in this turn.
+    pub write: Option<Outcome>,
+    /// Steps carried out in this turn so far.
+    pub steps: u32,
+}
+
+/// The three outcomes of a write, without their payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It happened.
+    Done,
+    /// The store said no.
+    Refused,
+    /// It may have happened.
+    Unknown,
+}
+
+/// The local PostgreSQL and its data directory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Local {
+    /// The data directory.
+    pub directory: Directory,
+    /// The postmaster.
+    pub process: Process,
+    /// My role as published.
+    pub role: Role,
+    /// My state as published.
+    pub state: PgState,
+    /// Server version, once known.
+    pub version: Option<PgVersion>,
+    /// Recovery is configured (standby.signal, recovery.signal, recovery.conf).
+    pub standby_configured: bool,
+    /// Where it stands, when it runs and answered in this turn.
+    pub position: Option<Position>,
+    /// What the replication settings on disk point to; `None` = nothing configured.
+    pub follows: Option<Upstream>,
+    /// Whether this history is a prefix of the leader's, as last checked.
+    pub divergence: Divergence,
+    /// Replay is paused because `max_*` settings are below the primary's.
+    pub replay_paused: bool,
+}
+
+/// The data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Directory {
+    /// Missing or empty by the rule of spec/postgres-management.md §1.3.
+    Empty,
+    /// Cannot be read; the text says why.
+    Inaccessible(String),
+    /// There is one.
+    Present {
+        /// Its identifier; `None` = the control file is unreadable: broken.
+        system_id: Option<SystemId>,
+        /// The control file's facts, if readable.
+        control: Option<Control>,
+    },
+}
+
+/// Facts from the control file the core needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Control {
+    /// What the file says the server was last doing.
+    pub state: ControlState,
+    /// Timeline of the latest checkpoint.
+    pub timeline: Timeline,
+    /// Position of the latest checkpoint.
+    pub checkpoint: Lsn,
+    /// `backup_label` is present (an unfinished base backup).
+    pub backup_label: bool,
+}
+
+/// `Database cluster state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "PostgreSQL's own names")]
+pub enum ControlState {
+    StartingUp,
+    ShutDown,
+    ShutDownInRecovery,
+    ShuttingDown,
+    InCrashRecovery,
+    InArchiveRecovery,
+    InProduction,
+    Unknown,
+}
+
+/// The postmaster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Process {
+    /// No postmaster.
+    Down {
+        /// It died without having been asked to stop.
+        crashed: bool,
+    },
+    /// Alive, does not accept connections yet.
+    Starting {
+        /// Since when.
+        since: Moment,
+    },
+    /// Accepts connections.
+    Up,
+}
+
+/// Where the running server stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Position {
+    /// Out of recovery: it accepts writes.
+    Primary {
+        /// Its timeline.
+        timeline: Timeline,
+        /// Its flush position.
+        lsn: Lsn,
+    },
+    /// In recovery.
+    Standby {
+        /// Its timeline, if known.
+        timeline: Option<Timeline>,
+        /// Received position (zero: none).
+        received: Lsn,
+        /// Replayed position.
+        replayed: Lsn,
+        /// How it receives WAL.
+        replication: Option<ReplicationState>,
+    },
+}
+
+impl Position {
+    /// Flush position of a primary, max(received, replayed) of a standby.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        match self {
+            Position::Primary { lsn, .. } => *lsn,
+            Position::Standby {
+                received, replayed, ..
+            } => (*received).max(*replayed),
+        }
+    }
+
+    /// Its timeline, if known.
+    #[must_use]
+    pub fn timeline(&self) -> Option<Timeline> {
+        match self {
+            Position::Primary { timeline, .. } => Some(*timeline),
+            Position::Standby { timeline, .. } => *timeline,
+        }
+    }
+}
+
+/// A server to receive WAL from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// A member of this cluster.
+    Member {
+        /// Its name.
+        name: MemberName,
+        /// Its conn_url.
+        conn_url: String,
+    },
+    /// The remote primary of a standby cluster (or its archive only).
+    Remote {
+        /// Host or hosts; `None`: archive only.
+        host: Option<String>,
+        /// Port or ports.
+        port: Option<String>,
+        /// Slot there.
+        slot: Option<String>,
+        /// Its restore_command.
+        restore_command: Option<String>,
+    },
+    /// Configured as a standby of nobody (read-only, waits).
+    Nobody,
+}
+
+/// Whether the local history is a prefix of the leader's (S3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Divergence {
+    /// Not checked since the last event that could have changed it.
+    Unchecked,
+    /// A prefix of this leader's history.
+    Prefix {
+        /// Of whom.
+        of: MemberName,
+    },
+    /// Diverged; the text says where, for people.
+    Diverged {
+        /// From whom.
+        from: MemberName,
+        /// In words, with timelines and positions.
+        detail: String,
+    },
+    /// A rewind was tried and failed.
+    RewindFailed {
+        /// From whom.
+        from: MemberName,
+    },
+}
+
+/// The one long job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobView {
+    /// None.
+    Idle,
+    /// At work.
+    Running {
+        /// What.
+        job: Job,
+        /// Since when.
+        since: Moment,
+        /// A stop has written its shutdown checkpoint at this position: no commit can be acknowledged any more (the safe
+        /// point), although the postmaster may still run (archiving, slow walsenders).
+        shut_down_at: Option<Lsn>,
+        /// It was told to cancel.
+        cancelled: bool,
+    },
+    /// Ended; shown in exactly one turn.
+    Finished {
+        /// What.
+        job: Job,
+        /// How.
+        end: JobEnd,
+    },
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobEnd {
+    /// As wanted.
+    Done,
+    /// A stop that wrote its shutdown checkpoint here.
+    StoppedAt(Lsn),
+    /// Not; the text is for people.
+    Failed(String),
+    /// Cancelled before its point of no return.
+    Cancelled,
+}
+
+/// One member's answer to a status request in this turn (spec/ha.md §6.2).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// Who was asked.
+    pub name: MemberName,
+    /// What it said; `None` = unreachable, or its PostgreSQL does not answer.
+    pub answer: Option<PeerAnswer>,
+}
+
+/// A usable answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerAnswer {
+    /// It is in recovery.
+    pub in_recovery: bool,
+    /// Position of a standby: max(received, replayed); of a primary: its flush position.
+    pub lsn: Lsn,
+    /// Its timeline, if it knows.
+    pub timeline: Option<Timeline>,
+    /// Its tags.
+    pub tags: Tags,
+    /// Its required watchdog is unusable.
+    pub watchdog_failed: bool,
+}
+
+/// The watchdog device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchdogView {
+    /// It is armed (or mode is off).
+    pub armed: bool,
+    /// It could be armed (or mode is not `required`).
+    pub usable: bool,
+}
+
+/// A local request (REST) that changes what this node does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// Restart PostgreSQL.
+    Restart {
+        /// Bound of the start; `None` = primary_start_timeout.
+        timeout: Option<Duration>,
+    },
+    /// Wipe and clone again.
+    Reinitialize {
+        /// Cancel a running job for it.
+        force: bool,
+        /// Clone from the leader even if a replica is preferred.
+        from_leader: bool,
+    },
+}
+
+/// What the core remembers between decisions. The agent keeps it and hands it back; it never looks inside.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Memory {
+    /// Members of the last snapshot that had a leader, for races in which member keys have expired.
+    pub last_led: BTreeMap<MemberName, crate::cluster::Member>,
+    /// When a crashed primary was first found down (primary_start_timeout counts from here).
+    pub crashed_since: Option<Moment>,
+    /// A local recovery attempt (start) was made and must be judged.
+    pub recovering: bool,
+    /// Single-user crash recovery was done since the last successful start.
+    pub crash_recovery_done: bool,
+    /// pre_promote failed or the watchdog could not be armed: no race until then.
+    pub no_race_until: Option<Moment>,
+    /// Since when the race is backed off, and the position seen then.
+    pub race_backoff: Option<(Moment, Lsn)>,
+    /// Position of the previous turn.
+    pub previous_lsn: Option<Lsn>,
+    /// This node created the `initialize` key in its bootstrap and has not finished it.
+    pub bootstrapping: bool,
+    /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.
+    pub promised: Option<Timeline>,
+    /// Others hold back for a named candidate until then.
+    pub yield_until: Option<Moment>,
+}

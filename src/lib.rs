@@ -4,5 +4,6 @@ pub mod clock;
 pub mod cluster;
 pub mod dcs;
 pub mod node;
+pub mod postgres;
 pub mod types;
 pub mod ha;

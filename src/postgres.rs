@@ -7,6 +7,10 @@
 //! Nothing here decides, reads the environment for settings, or talks to the store. There is no lock and no global: the
 //! agent's one job and its observation call these functions.
 
+pub mod params;
+pub mod quantity;
+pub mod version_rules;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;

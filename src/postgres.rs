@@ -7,8 +7,10 @@
 //! Nothing here decides, reads the environment for settings, or talks to the store. There is no lock and no global: the
 //! agent's one job and its observation call these functions.
 
+pub mod conninfo;
 pub mod params;
 pub mod quantity;
+pub mod render;
 pub mod version_rules;
 
 use std::collections::BTreeMap;

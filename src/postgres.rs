@@ -7,11 +7,13 @@
 //! Nothing here decides, reads the environment for settings, or talks to the store. There is no lock and no global: the
 //! agent's one job and its observation call these functions.
 
+pub mod changes;
 pub mod conninfo;
 pub mod params;
 pub mod quantity;
 pub mod render;
 pub mod version_rules;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::fmt;

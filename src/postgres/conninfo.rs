@@ -93,7 +93,9 @@ impl Upstream {
             .ok_or_else(err)?;
         let rest = rest.split_once('?').map_or(rest, |(before, _)| before);
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-        let places = authority.rsplit_once('@').map_or(authority, |(_, places)| places);
+        let places = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, places)| places);
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         for place in places.split(',') {
             let (host, port) = match place.strip_prefix('[') {
@@ -124,7 +126,9 @@ fn percent_decoded(text: &str) -> String {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|pair| std::str::from_utf8(pair).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|pair| std::str::from_utf8(pair).ok());
         match hex.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
             Some(byte) if bytes[at] == b'%' => {
                 decoded.push(byte);
@@ -146,7 +150,12 @@ pub struct Conninfo(BTreeMap<String, String>);
 impl Conninfo {
     /// A connection to `upstream` with these credentials, without the password. Keys newer than `version` are left out.
     #[must_use]
-    pub fn new(upstream: &Upstream, credentials: &Credentials, database: &str, version: PgVersion) -> Self {
+    pub fn new(
+        upstream: &Upstream,
+        credentials: &Credentials,
+        database: &str,
+        version: PgVersion,
+    ) -> Self {
         let mut conninfo = Conninfo::default();
         conninfo.set("dbname", upstream.dbname.as_deref().unwrap_or(database));
         conninfo.set("host", &upstream.host);
@@ -211,7 +220,9 @@ impl Conninfo {
                 return Err(err());
             }
             let after = after.trim_start();
-            let (quoted, body) = after.strip_prefix('\'').map_or((false, after), |body| (true, body));
+            let (quoted, body) = after
+                .strip_prefix('\'')
+                .map_or((false, after), |body| (true, body));
             let mut value = String::new();
             let mut chars = body.char_indices();
             let end = loop {
@@ -246,7 +257,12 @@ impl Conninfo {
         self.0
             .keys()
             .filter(relevant)
-            .chain(running.0.keys().filter(|key| DEFAULTS.iter().any(|(k, _)| k == key)))
+            .chain(
+                running
+                    .0
+                    .keys()
+                    .filter(|key| DEFAULTS.iter().any(|(k, _)| k == key)),
+            )
             .all(|key| value(self, key) == value(running, key))
     }
 }
@@ -278,7 +294,9 @@ impl fmt::Debug for Conninfo {
 }
 
 fn is_supported(key: &str, version: PgVersion) -> bool {
-    SINCE.iter().all(|(k, since)| *k != key || version.at_least(*since))
+    SINCE
+        .iter()
+        .all(|(k, since)| *k != key || version.at_least(*since))
 }
 
 /// What `primary_conninfo` is made of, besides the server to follow.
@@ -302,7 +320,10 @@ pub struct PrimaryConninfo<'a> {
 
 /// `primary_conninfo` for following `upstream`, and the content of the password file it needs.
 #[must_use]
-pub fn primary_conninfo(upstream: &Upstream, parts: &PrimaryConninfo<'_>) -> (Conninfo, Option<String>) {
+pub fn primary_conninfo(
+    upstream: &Upstream,
+    parts: &PrimaryConninfo<'_>,
+) -> (Conninfo, Option<String>) {
     let version = parts.version;
     let mut conninfo = Conninfo::new(upstream, parts.credentials, parts.database, version);
     conninfo.set("application_name", parts.application_name);
@@ -315,7 +336,11 @@ pub fn primary_conninfo(upstream: &Upstream, parts: &PrimaryConninfo<'_>) -> (Co
     if parts.read_write && is_supported("target_session_attrs", version) {
         conninfo.set("target_session_attrs", "read-write");
     }
-    let password = parts.credentials.password.as_deref().filter(|password| !password.is_empty());
+    let password = parts
+        .credentials
+        .password
+        .as_deref()
+        .filter(|password| !password.is_empty());
     let Some(password) = password else {
         return (conninfo, None);
     };
@@ -353,15 +378,29 @@ mod tests {
 
     #[test]
     fn member_urls_are_read_with_ipv6_and_several_hosts() {
-        let read = |url: &str| Upstream::from_url(url).map(|u| (u.host, u.port, u.dbname.unwrap_or_default()));
+        let read = |url: &str| {
+            Upstream::from_url(url).map(|u| (u.host, u.port, u.dbname.unwrap_or_default()))
+        };
         let ok = |h: &str, p: &str, d: &str| Ok((h.to_owned(), p.to_owned(), d.to_owned()));
-        assert_eq!(read("postgres://10.0.0.1:5433/postgres"), ok("10.0.0.1", "5433", "postgres"));
+        assert_eq!(
+            read("postgres://10.0.0.1:5433/postgres"),
+            ok("10.0.0.1", "5433", "postgres")
+        );
         assert_eq!(read("postgres://u:p%40@host/db"), ok("host", "", "db"));
-        assert_eq!(read("postgresql://[::1]:5432/a%20b?x=y"), ok("::1", "5432", "a b"));
+        assert_eq!(
+            read("postgresql://[::1]:5432/a%20b?x=y"),
+            ok("::1", "5432", "a b")
+        );
         assert_eq!(read("postgres://[fe80::1]"), ok("fe80::1", "", ""));
         assert_eq!(read("postgres://a:1,b:2/x"), ok("a,b", "1,2", "x"));
         assert_eq!(read("postgres://a:1,b:1/x"), ok("a,b", "1", "x"));
-        for bad in ["http://a", "postgres://", "postgres://a:x", "postgres://[::1", "postgres://a,"] {
+        for bad in [
+            "http://a",
+            "postgres://",
+            "postgres://a:x",
+            "postgres://[::1",
+            "postgres://a,",
+        ] {
             assert!(read(bad).is_err(), "{bad}");
         }
     }
@@ -399,7 +438,8 @@ mod tests {
             port: "1,2".into(),
             dbname: Some("it's a \\ db".into()),
         };
-        let conninfo = Conninfo::new(&upstream, &credentials(), "x", PgVersion(150_000)).with("application_name", "ä b");
+        let conninfo = Conninfo::new(&upstream, &credentials(), "x", PgVersion(150_000))
+            .with("application_name", "ä b");
         assert_eq!(Conninfo::parse(&conninfo.to_string()).unwrap(), conninfo);
     }
 
@@ -418,18 +458,36 @@ mod tests {
 
     #[test]
     fn defaults_are_equal_to_absence() {
-        let wanted = Conninfo::parse("dbname=a user=rep host=h port=5432 sslmode=prefer gssencmode=prefer").unwrap();
-        let satisfied = |running: &str, version| wanted.is_satisfied_by(&Conninfo::parse(running).unwrap(), PgVersion(version));
-        assert!(satisfied("user=rep host=h port=5432 dbname=replication options='-c x'", 160_000));
-        assert!(!satisfied("user=rep host=h port=5432 dbname=replication", 170_000));
-        assert!(!satisfied("user=rep host=h port=5432 sslmode=require", 160_000));
+        let wanted =
+            Conninfo::parse("dbname=a user=rep host=h port=5432 sslmode=prefer gssencmode=prefer")
+                .unwrap();
+        let satisfied = |running: &str, version| {
+            wanted.is_satisfied_by(&Conninfo::parse(running).unwrap(), PgVersion(version))
+        };
+        assert!(satisfied(
+            "user=rep host=h port=5432 dbname=replication options='-c x'",
+            160_000
+        ));
+        assert!(!satisfied(
+            "user=rep host=h port=5432 dbname=replication",
+            170_000
+        ));
+        assert!(!satisfied(
+            "user=rep host=h port=5432 sslmode=require",
+            160_000
+        ));
         assert!(!satisfied("user=rep host=h", 160_000));
-        assert!(!satisfied("user=rep host=h port=5432 channel_binding=require", 160_000));
+        assert!(!satisfied(
+            "user=rep host=h port=5432 channel_binding=require",
+            160_000
+        ));
     }
 
     #[test]
     fn debugging_shows_no_password() {
-        let conninfo = Conninfo::default().with("password", "hidden").with("host", "h");
+        let conninfo = Conninfo::default()
+            .with("password", "hidden")
+            .with("host", "h");
         assert_eq!(format!("{conninfo:?}"), r#"{"host": "h"}"#);
     }
 }

@@ -26,23 +26,30 @@ impl Parameters {
     /// Sets one value.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
-        self.0.insert(name.to_ascii_lowercase(), (name, value.into()));
+        self.0
+            .insert(name.to_ascii_lowercase(), (name, value.into()));
     }
 
     /// The value of a setting.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(&name.to_ascii_lowercase()).map(|(_, value)| value.as_str())
+        self.0
+            .get(&name.to_ascii_lowercase())
+            .map(|(_, value)| value.as_str())
     }
 
     /// Takes a setting out.
     pub fn remove(&mut self, name: &str) -> Option<String> {
-        self.0.remove(&name.to_ascii_lowercase()).map(|(_, value)| value)
+        self.0
+            .remove(&name.to_ascii_lowercase())
+            .map(|(_, value)| value)
     }
 
     /// (name, value), sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.values().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0
+            .values()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Whether there is no setting.
@@ -82,7 +89,12 @@ struct Controlled {
     command_line: bool,
 }
 
-const fn controlled(name: &'static str, default: &'static str, valid: Valid, since: u32) -> Controlled {
+const fn controlled(
+    name: &'static str,
+    default: &'static str,
+    valid: Valid,
+    since: u32,
+) -> Controlled {
     Controlled {
         name,
         default,
@@ -102,7 +114,12 @@ const CONTROLLED: [Controlled; 15] = [
     controlled("max_connections", "100", Valid::AtLeast(25), 0),
     controlled("max_wal_senders", "10", Valid::AtLeast(3), 0),
     controlled("wal_keep_segments", "8", Valid::AtLeast(1), 0),
-    controlled("wal_keep_size", "128MB", Valid::AtLeastMegabytes(16), 130_000),
+    controlled(
+        "wal_keep_size",
+        "128MB",
+        Valid::AtLeastMegabytes(16),
+        130_000,
+    ),
     controlled("max_prepared_transactions", "0", Valid::AtLeast(0), 0),
     controlled("max_locks_per_transaction", "64", Valid::AtLeast(32), 0),
     controlled("track_commit_timestamp", "off", Valid::Bool, 90_500),
@@ -210,7 +227,11 @@ pub fn server_settings(inputs: &ServerInputs<'_>) -> ServerSettings {
     if inputs.force_feedback {
         parameters.set("hot_standby_feedback", "on");
     }
-    if let SynchronousNames::Managed { current, strict_primary } = inputs.synchronous_names {
+    if let SynchronousNames::Managed {
+        current,
+        strict_primary,
+    } = inputs.synchronous_names
+    {
         match current.or(strict_primary.then_some(STRICT_PLACEHOLDER)) {
             Some(names) => parameters.set("synchronous_standby_names", names),
             None => {
@@ -256,8 +277,15 @@ fn controlled_settings(inputs: &ServerInputs<'_>, problems: &mut Vec<Problem>) -
     for c in CONTROLLED.iter().filter(|c| inputs.version < c.since) {
         parameters.remove(c.name);
     }
-    let replica_level = if inputs.version.0 >= 90_600 { "replica" } else { "hot_standby" };
-    if parameters.get("wal_level").is_some_and(|level| level == "replica" || level == "hot_standby") {
+    let replica_level = if inputs.version.0 >= 90_600 {
+        "replica"
+    } else {
+        "hot_standby"
+    };
+    if parameters
+        .get("wal_level")
+        .is_some_and(|level| level == "replica" || level == "hot_standby")
+    {
         parameters.set("wal_level", replica_level);
     }
     parameters
@@ -269,11 +297,15 @@ fn normalised(valid: Valid, value: &str) -> Option<String> {
         Valid::NotSettable => None,
         Valid::WalLevel => {
             let level = value.to_ascii_lowercase();
-            ["hot_standby", "replica", "logical"].contains(&level.as_str()).then_some(level)
+            ["hot_standby", "replica", "logical"]
+                .contains(&level.as_str())
+                .then_some(level)
         }
         Valid::True => (quantity::parse_bool(value) == Some(true)).then(|| value.to_owned()),
         Valid::Bool => quantity::parse_bool(value).map(|_| value.to_owned()),
-        Valid::AtLeast(min) => quantity::parse_integer(value, None).filter(|n| *n >= min).map(|n| n.to_string()),
+        Valid::AtLeast(min) => quantity::parse_integer(value, None)
+            .filter(|n| *n >= min)
+            .map(|n| n.to_string()),
         Valid::AtLeastMegabytes(min) => quantity::parse_integer(value, Some("MB"))
             .filter(|n| *n >= min)
             .map(|_| value.to_owned()),
@@ -285,18 +317,30 @@ fn convert_wal_keep(parameters: &mut Parameters, version: PgVersion) {
         let segments = parameters.remove("wal_keep_segments");
         if parameters.get("wal_keep_size").is_none() {
             let segments = segments.and_then(|s| s.parse::<i64>().ok()).unwrap_or(8);
-            parameters.set("wal_keep_size", format!("{}MB", segments.saturating_mul(16)));
+            parameters.set(
+                "wal_keep_size",
+                format!("{}MB", segments.saturating_mul(16)),
+            );
         }
     } else {
         let size = parameters.remove("wal_keep_size");
         if parameters.get("wal_keep_segments").is_none() {
-            let megabytes = size.and_then(|s| quantity::parse_integer(&s, Some("MB"))).unwrap_or(128);
-            parameters.set("wal_keep_segments", (megabytes.saturating_add(8) / 16).to_string());
+            let megabytes = size
+                .and_then(|s| quantity::parse_integer(&s, Some("MB")))
+                .unwrap_or(128);
+            parameters.set(
+                "wal_keep_segments",
+                (megabytes.saturating_add(8) / 16).to_string(),
+            );
         }
     }
 }
 
-fn add_ordinary(inputs: &ServerInputs<'_>, parameters: &mut Parameters, problems: &mut Vec<Problem>) {
+fn add_ordinary(
+    inputs: &ServerInputs<'_>,
+    parameters: &mut Parameters,
+    problems: &mut Vec<Problem>,
+) {
     for (name, value) in inputs.configured.iter() {
         if is_controlled(name) || version_rules::is_recovery(name) {
             continue;
@@ -308,7 +352,9 @@ fn add_ordinary(inputs: &ServerInputs<'_>, parameters: &mut Parameters, problems
                 problems.push(problem);
             }
             Verdict::Drop(problem) => problems.push(problem),
-            Verdict::NoRule if name.contains('.') || is_known(inputs.known_names, name) => parameters.set(name, value),
+            Verdict::NoRule if name.contains('.') || is_known(inputs.known_names, name) => {
+                parameters.set(name, value)
+            }
             Verdict::NoRule => problems.push(Problem::Unexpected {
                 name: name.to_owned(),
                 value: value.to_owned(),
@@ -323,11 +369,22 @@ fn is_known(names: Option<&BTreeSet<String>>, name: &str) -> bool {
 
 fn apply_citus(parameters: &mut Parameters, local_host: &str) {
     let mut libraries = vec!["citus"];
-    let configured = parameters.get("shared_preload_libraries").unwrap_or_default().to_owned();
-    libraries.extend(configured.split(',').map(str::trim).filter(|l| !l.is_empty() && *l != "citus"));
+    let configured = parameters
+        .get("shared_preload_libraries")
+        .unwrap_or_default()
+        .to_owned();
+    libraries.extend(
+        configured
+            .split(',')
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && *l != "citus"),
+    );
     parameters.set("shared_preload_libraries", libraries.join(","));
     if parameters.get("max_prepared_transactions") == Some("0") {
-        let connections = parameters.get("max_connections").and_then(|n| n.parse::<i64>().ok()).unwrap_or(100);
+        let connections = parameters
+            .get("max_connections")
+            .and_then(|n| n.parse::<i64>().ok())
+            .unwrap_or(100);
         parameters.set("max_prepared_transactions", (2 * connections).to_string());
     }
     parameters.set("wal_level", "logical");
@@ -336,17 +393,31 @@ fn apply_citus(parameters: &mut Parameters, local_host: &str) {
 
 fn raise_to_control(inputs: &ServerInputs<'_>, parameters: &mut Parameters) -> PendingRestart {
     let mut raised = PendingRestart::new();
-    let Some(control) = inputs.control else { return raised };
+    let Some(control) = inputs.control else {
+        return raised;
+    };
     let demands = [
         ("max_connections", control.max_connections, 0),
-        ("max_prepared_transactions", control.max_prepared_transactions, 0),
-        ("max_locks_per_transaction", control.max_locks_per_transaction, 0),
+        (
+            "max_prepared_transactions",
+            control.max_prepared_transactions,
+            0,
+        ),
+        (
+            "max_locks_per_transaction",
+            control.max_locks_per_transaction,
+            0,
+        ),
         ("max_worker_processes", control.max_worker_processes, 90_400),
         ("max_wal_senders", control.max_wal_senders, 120_000),
     ];
     for (name, demanded, since) in demands {
-        let configured = parameters.get(name).and_then(|value| quantity::parse_integer(value, None));
-        let (Some(demanded), Some(configured)) = (demanded, configured) else { continue };
+        let configured = parameters
+            .get(name)
+            .and_then(|value| quantity::parse_integer(value, None));
+        let (Some(demanded), Some(configured)) = (demanded, configured) else {
+            continue;
+        };
         if demanded > configured && inputs.version.0 >= since {
             parameters.set(name, demanded.to_string());
             let reason = PendingReason {
@@ -362,16 +433,28 @@ fn raise_to_control(inputs: &ServerInputs<'_>, parameters: &mut Parameters) -> P
 /// Whether `hot_standby` must be off while a custom bootstrap recovers (§5.2): a hot standby would refuse to recover if a setting of the
 /// original cluster was larger than ours. `recovery_conf` is the bootstrap section's, if it has one.
 #[must_use]
-pub fn bootstrap_without_hot_standby(keep_existing_recovery_conf: bool, recovery_conf: Option<&Parameters>, version: PgVersion) -> bool {
+pub fn bootstrap_without_hot_standby(
+    keep_existing_recovery_conf: bool,
+    recovery_conf: Option<&Parameters>,
+    version: PgVersion,
+) -> bool {
     if keep_existing_recovery_conf {
         return true;
     }
     let Some(recovery) = recovery_conf.filter(|conf| !conf.is_empty()) else {
         return false;
     };
-    let pause = recovery.get("pause_at_recovery_target").and_then(quantity::parse_bool);
-    let default_action = if pause == Some(false) { "promote" } else { "pause" };
-    let action = recovery.get("recovery_target_action").unwrap_or(default_action);
+    let pause = recovery
+        .get("pause_at_recovery_target")
+        .and_then(quantity::parse_bool);
+    let default_action = if pause == Some(false) {
+        "promote"
+    } else {
+        "pause"
+    };
+    let action = recovery
+        .get("recovery_target_action")
+        .unwrap_or(default_action);
     version.0 >= 90_500 && action.eq_ignore_ascii_case("promote")
 }
 
@@ -428,17 +511,30 @@ pub struct RecoverySettings {
 /// Settings of a node that follows another one, or replays from an archive only (§5.6).
 #[must_use]
 pub fn follow_settings(inputs: &FollowInputs<'_>) -> RecoverySettings {
-    let in_parameters: Parameters = inputs.configured.iter().filter(|(name, _)| version_rules::is_recovery(name)).collect();
-    let source = if in_parameters.is_empty() { inputs.recovery_conf } else { &in_parameters };
+    let in_parameters: Parameters = inputs
+        .configured
+        .iter()
+        .filter(|(name, _)| version_rules::is_recovery(name))
+        .collect();
+    let source = if in_parameters.is_empty() {
+        inputs.recovery_conf
+    } else {
+        &in_parameters
+    };
     let ours = |name: &str| {
         let name = name.to_ascii_lowercase();
-        name == "primary_conninfo" || name == "primary_slot_name" || name == "standby_mode" || name.starts_with("recovery_target")
+        name == "primary_conninfo"
+            || name == "primary_slot_name"
+            || name == "standby_mode"
+            || name.starts_with("recovery_target")
     };
     let user: Parameters = source.iter().filter(|(name, _)| !ours(name)).collect();
     let mut problems = Vec::new();
     let mut parameters = valid_recovery(&user, inputs.major, inputs.known_names, &mut problems);
     if let Some(standby) = inputs.standby_cluster {
-        let delay = standby.recovery_min_apply_delay.filter(|_| standby.is_leader);
+        let delay = standby
+            .recovery_min_apply_delay
+            .filter(|_| standby.is_leader);
         let overrides = [
             ("restore_command", standby.restore_command),
             ("archive_cleanup_command", standby.archive_cleanup_command),
@@ -452,7 +548,13 @@ pub fn follow_settings(inputs: &FollowInputs<'_>) -> RecoverySettings {
     }
     parameters.set("recovery_target_timeline", "latest");
     if inputs.major.at_least(12) {
-        for target in ["recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"] {
+        for target in [
+            "recovery_target",
+            "recovery_target_name",
+            "recovery_target_time",
+            "recovery_target_xid",
+            "recovery_target_lsn",
+        ] {
             parameters.set(target, "");
         }
     } else {
@@ -460,7 +562,10 @@ pub fn follow_settings(inputs: &FollowInputs<'_>) -> RecoverySettings {
     }
     if let Some(conninfo) = inputs.primary_conninfo {
         parameters.set("primary_conninfo", conninfo);
-        if let Some(slot) = inputs.primary_slot_name.filter(|_| inputs.major.0 >= 90_400) {
+        if let Some(slot) = inputs
+            .primary_slot_name
+            .filter(|_| inputs.major.0 >= 90_400)
+        {
             parameters.set("primary_slot_name", slot);
         }
     }
@@ -473,7 +578,11 @@ pub fn follow_settings(inputs: &FollowInputs<'_>) -> RecoverySettings {
 
 /// Settings of a custom bootstrap that recovers to a target: all of the section's `recovery_conf` (postgres-management.md §7.3).
 #[must_use]
-pub fn bootstrap_recovery_settings(recovery_conf: &Parameters, major: PgVersion, known_names: Option<&BTreeSet<String>>) -> RecoverySettings {
+pub fn bootstrap_recovery_settings(
+    recovery_conf: &Parameters,
+    major: PgVersion,
+    known_names: Option<&BTreeSet<String>>,
+) -> RecoverySettings {
     let mut problems = Vec::new();
     let mut source = recovery_conf.clone();
     let standby = source.get("standby_mode").and_then(quantity::parse_bool) == Some(true);
@@ -482,32 +591,58 @@ pub fn bootstrap_recovery_settings(recovery_conf: &Parameters, major: PgVersion,
     }
     RecoverySettings {
         parameters: valid_recovery(&source, major, known_names, &mut problems),
-        signal: if standby { Signal::Standby } else { Signal::Recovery },
+        signal: if standby {
+            Signal::Standby
+        } else {
+            Signal::Recovery
+        },
         problems,
     }
 }
 
 /// Renames what other versions called differently and keeps what this version takes.
-fn valid_recovery(source: &Parameters, major: PgVersion, known: Option<&BTreeSet<String>>, problems: &mut Vec<Problem>) -> Parameters {
+fn valid_recovery(
+    source: &Parameters,
+    major: PgVersion,
+    known: Option<&BTreeSet<String>>,
+    problems: &mut Vec<Problem>,
+) -> Parameters {
     let mut source = source.clone();
-    let (old, new) = if major.at_least(12) { ("trigger_file", "promote_trigger_file") } else { ("promote_trigger_file", "trigger_file") };
+    let (old, new) = if major.at_least(12) {
+        ("trigger_file", "promote_trigger_file")
+    } else {
+        ("promote_trigger_file", "trigger_file")
+    };
     if let Some(path) = source.remove(old)
         && source.get(new).is_none()
     {
         source.set(new, path);
     }
     if major.0 >= 90_500 {
-        if let Some(pause) = source.remove("pause_at_recovery_target").as_deref().and_then(quantity::parse_bool)
+        if let Some(pause) = source
+            .remove("pause_at_recovery_target")
+            .as_deref()
+            .and_then(quantity::parse_bool)
             && source.get("recovery_target_action").is_none()
         {
-            source.set("recovery_target_action", if pause { "pause" } else { "promote" });
+            source.set(
+                "recovery_target_action",
+                if pause { "pause" } else { "promote" },
+            );
         }
-    } else if source.remove("recovery_target_action").is_some_and(|action| action.eq_ignore_ascii_case("promote")) {
+    } else if source
+        .remove("recovery_target_action")
+        .is_some_and(|action| action.eq_ignore_ascii_case("promote"))
+    {
         source.set("pause_at_recovery_target", "false");
     }
     let mut parameters = Parameters::new();
     for (name, value) in source.iter() {
-        let acceptable = if major.at_least(12) { is_known(known, name) } else { version_rules::is_recovery(name) };
+        let acceptable = if major.at_least(12) {
+            is_known(known, name)
+        } else {
+            version_rules::is_recovery(name)
+        };
         match version_rules::check_recovery(name, value, major) {
             Verdict::Keep => parameters.set(name, value),
             Verdict::Clamp { value, problem } => {
@@ -516,7 +651,9 @@ fn valid_recovery(source: &Parameters, major: PgVersion, known: Option<&BTreeSet
             }
             Verdict::Drop(problem) => problems.push(problem),
             // Without the server's list a name is kept only if some version had it as a recovery setting.
-            Verdict::NoRule if acceptable && (known.is_some() || !major.at_least(12)) => parameters.set(name, value),
+            Verdict::NoRule if acceptable && (known.is_some() || !major.at_least(12)) => {
+                parameters.set(name, value)
+            }
             Verdict::NoRule => problems.push(Problem::Unexpected {
                 name: name.to_owned(),
                 value: value.to_owned(),
@@ -547,7 +684,12 @@ mod tests {
     }
 
     fn arguments(settings: &ServerSettings) -> String {
-        settings.command_line.iter().map(|(n, v)| format!("--{n}={v}")).collect::<Vec<_>>().join(" ")
+        settings
+            .command_line
+            .iter()
+            .map(|(n, v)| format!("--{n}={v}"))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -568,9 +710,15 @@ mod tests {
 
     #[test]
     fn controlled_settings_fall_back_to_their_default_when_invalid() {
-        let configured: Parameters = [("max_connections", "24"), ("hot_standby", "off"), ("Max_Wal_Senders", "0x20"), ("wal_level", "Logical"), ("port", "1")]
-            .into_iter()
-            .collect();
+        let configured: Parameters = [
+            ("max_connections", "24"),
+            ("hot_standby", "off"),
+            ("Max_Wal_Senders", "0x20"),
+            ("wal_level", "Logical"),
+            ("port", "1"),
+        ]
+        .into_iter()
+        .collect();
         let settings = server_settings(&inputs(&configured, 150_000));
         assert_eq!(settings.parameters.get("max_connections"), Some("100"));
         assert_eq!(settings.parameters.get("hot_standby"), Some("on"));
@@ -591,8 +739,18 @@ mod tests {
     fn wal_keep_is_converted_to_the_versions_spelling() {
         let cases = [
             (vec![], 150_000, Some("128MB"), None),
-            (vec![("wal_keep_segments", "20")], 150_000, Some("320MB"), None),
-            (vec![("wal_keep_segments", "20"), ("wal_keep_size", "1GB")], 150_000, Some("1GB"), None),
+            (
+                vec![("wal_keep_segments", "20")],
+                150_000,
+                Some("320MB"),
+                None,
+            ),
+            (
+                vec![("wal_keep_segments", "20"), ("wal_keep_size", "1GB")],
+                150_000,
+                Some("1GB"),
+                None,
+            ),
             (vec![], 120_000, None, Some("8")),
             (vec![("wal_keep_size", "1GB")], 120_000, None, Some("64")),
             (vec![("wal_keep_size", "1MB")], 150_000, Some("128MB"), None),
@@ -600,8 +758,16 @@ mod tests {
         for (configured, version, size, segments) in cases {
             let configured: Parameters = configured.into_iter().collect();
             let settings = server_settings(&inputs(&configured, version));
-            assert_eq!(settings.parameters.get("wal_keep_size"), size, "{configured:?} {version}");
-            assert_eq!(settings.parameters.get("wal_keep_segments"), segments, "{configured:?} {version}");
+            assert_eq!(
+                settings.parameters.get("wal_keep_size"),
+                size,
+                "{configured:?} {version}"
+            );
+            assert_eq!(
+                settings.parameters.get("wal_keep_segments"),
+                segments,
+                "{configured:?} {version}"
+            );
             assert!(!arguments(&settings).contains("wal_keep"));
         }
     }
@@ -617,7 +783,10 @@ mod tests {
             ..ControlSettings::default()
         });
         let settings = server_settings(&given);
-        assert!(arguments(&settings).contains("--max_connections=200 --max_wal_senders=10"), "senders count from 12 only");
+        assert!(
+            arguments(&settings).contains("--max_connections=200 --max_wal_senders=10"),
+            "senders count from 12 only"
+        );
         assert_eq!(settings.raised.len(), 1);
         assert_eq!(settings.raised["max_connections"].old_value, "200");
         assert_eq!(settings.raised["max_connections"].new_value, "50");
@@ -642,40 +811,85 @@ mod tests {
         let settings = server_settings(&given);
         assert_eq!(settings.parameters.get("work_mem"), Some("64"));
         assert_eq!(settings.parameters.get("checkpoint_segments"), None);
-        assert_eq!(settings.parameters.get("auto_explain.log_min_duration"), Some("5"));
+        assert_eq!(
+            settings.parameters.get("auto_explain.log_min_duration"),
+            Some("5")
+        );
         assert_eq!(settings.parameters.get("restore_command"), None);
         assert_eq!(settings.parameters.get("fsync"), None);
         assert_eq!(settings.parameters.get("brand_new"), Some("1"));
-        assert!(settings.parameters.iter().any(|(name, _)| name == "DateStyle"));
+        assert!(
+            settings
+                .parameters
+                .iter()
+                .any(|(name, _)| name == "DateStyle")
+        );
         assert_eq!(settings.problems.len(), 3, "{:?}", settings.problems);
     }
 
     #[test]
     fn synchronous_mode_owns_the_list_of_standbys() {
-        let configured: Parameters = [("synchronous_standby_names", "mine")].into_iter().collect();
+        let configured: Parameters = [("synchronous_standby_names", "mine")]
+            .into_iter()
+            .collect();
         let value = |names| {
             let mut given = inputs(&configured, 150_000);
             given.synchronous_names = names;
-            server_settings(&given).parameters.get("synchronous_standby_names").map(str::to_owned)
+            server_settings(&given)
+                .parameters
+                .get("synchronous_standby_names")
+                .map(str::to_owned)
         };
         assert_eq!(value(SynchronousNames::Configured).as_deref(), Some("mine"));
-        assert_eq!(value(SynchronousNames::Managed { current: None, strict_primary: false }), None);
-        assert_eq!(value(SynchronousNames::Managed { current: Some("a"), strict_primary: true }).as_deref(), Some("a"));
-        assert_eq!(value(SynchronousNames::Managed { current: None, strict_primary: true }).as_deref(), Some(STRICT_PLACEHOLDER));
+        assert_eq!(
+            value(SynchronousNames::Managed {
+                current: None,
+                strict_primary: false
+            }),
+            None
+        );
+        assert_eq!(
+            value(SynchronousNames::Managed {
+                current: Some("a"),
+                strict_primary: true
+            })
+            .as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            value(SynchronousNames::Managed {
+                current: None,
+                strict_primary: true
+            })
+            .as_deref(),
+            Some(STRICT_PLACEHOLDER)
+        );
     }
 
     #[test]
     fn citus_demands_its_library_and_prepared_transactions() {
-        let configured: Parameters = [("shared_preload_libraries", "pg_stat_statements, citus")].into_iter().collect();
+        let configured: Parameters = [("shared_preload_libraries", "pg_stat_statements, citus")]
+            .into_iter()
+            .collect();
         let mut given = inputs(&configured, 150_000);
         given.citus_local_host = Some("localhost");
         let settings = server_settings(&given);
-        assert_eq!(settings.parameters.get("shared_preload_libraries"), Some("citus,pg_stat_statements"));
-        assert_eq!(settings.parameters.get("max_prepared_transactions"), Some("200"));
+        assert_eq!(
+            settings.parameters.get("shared_preload_libraries"),
+            Some("citus,pg_stat_statements")
+        );
+        assert_eq!(
+            settings.parameters.get("max_prepared_transactions"),
+            Some("200")
+        );
         assert!(arguments(&settings).contains("--wal_level=logical"));
     }
 
-    fn follow<'a>(major: u32, recovery_conf: &'a Parameters, configured: &'a Parameters) -> FollowInputs<'a> {
+    fn follow<'a>(
+        major: u32,
+        recovery_conf: &'a Parameters,
+        configured: &'a Parameters,
+    ) -> FollowInputs<'a> {
         FollowInputs {
             major: PgVersion(major),
             recovery_conf,
@@ -688,14 +902,23 @@ mod tests {
     }
 
     fn text(parameters: &Parameters) -> String {
-        parameters.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join(";")
+        parameters
+            .iter()
+            .map(|(n, v)| format!("{n}={v}"))
+            .collect::<Vec<_>>()
+            .join(";")
     }
 
     #[test]
     fn followers_always_follow_the_latest_timeline_and_have_no_target() {
-        let recovery: Parameters = [("restore_command", "cp %f %p"), ("recovery_target_time", "now"), ("primary_conninfo", "x"), ("trigger_file", "/t")]
-            .into_iter()
-            .collect();
+        let recovery: Parameters = [
+            ("restore_command", "cp %f %p"),
+            ("recovery_target_time", "now"),
+            ("primary_conninfo", "x"),
+            ("trigger_file", "/t"),
+        ]
+        .into_iter()
+        .collect();
         let none = Parameters::new();
         let settings = follow_settings(&follow(150_000, &recovery, &none));
         assert_eq!(
@@ -714,8 +937,12 @@ mod tests {
 
     #[test]
     fn recovery_settings_among_the_parameters_replace_recovery_conf() {
-        let recovery: Parameters = [("restore_command", "one"), ("recovery_end_command", "end")].into_iter().collect();
-        let configured: Parameters = [("restore_command", "two"), ("work_mem", "1MB")].into_iter().collect();
+        let recovery: Parameters = [("restore_command", "one"), ("recovery_end_command", "end")]
+            .into_iter()
+            .collect();
+        let configured: Parameters = [("restore_command", "two"), ("work_mem", "1MB")]
+            .into_iter()
+            .collect();
         let mut given = follow(150_000, &recovery, &configured);
         given.primary_conninfo = None;
         let settings = follow_settings(&given).parameters;
@@ -740,23 +967,52 @@ mod tests {
         assert_eq!(settings.get("restore_command"), Some("remote"));
         assert_eq!(settings.get("archive_cleanup_command"), None);
         assert_eq!(settings.get("recovery_min_apply_delay"), None);
-        given.standby_cluster = Some(StandbyCluster { is_leader: true, ..standby });
-        assert_eq!(follow_settings(&given).parameters.get("recovery_min_apply_delay"), Some("5min"));
+        given.standby_cluster = Some(StandbyCluster {
+            is_leader: true,
+            ..standby
+        });
+        assert_eq!(
+            follow_settings(&given)
+                .parameters
+                .get("recovery_min_apply_delay"),
+            Some("5min")
+        );
     }
 
     #[test]
     fn a_custom_bootstrap_keeps_its_target() {
-        let recovery: Parameters = [("recovery_target_time", "2026-01-01"), ("pause_at_recovery_target", "off"), ("standby_mode", "false")]
-            .into_iter()
-            .collect();
+        let recovery: Parameters = [
+            ("recovery_target_time", "2026-01-01"),
+            ("pause_at_recovery_target", "off"),
+            ("standby_mode", "false"),
+        ]
+        .into_iter()
+        .collect();
         let settings = bootstrap_recovery_settings(&recovery, PgVersion(150_000), None);
         assert_eq!(settings.signal, Signal::Recovery);
-        assert_eq!(text(&settings.parameters), "recovery_target_action=promote;recovery_target_time=2026-01-01");
-        assert!(bootstrap_without_hot_standby(false, Some(&recovery), PgVersion(150_000)));
-        assert!(!bootstrap_without_hot_standby(false, None, PgVersion(150_000)));
-        assert!(bootstrap_without_hot_standby(true, None, PgVersion(150_000)));
+        assert_eq!(
+            text(&settings.parameters),
+            "recovery_target_action=promote;recovery_target_time=2026-01-01"
+        );
+        assert!(bootstrap_without_hot_standby(
+            false,
+            Some(&recovery),
+            PgVersion(150_000)
+        ));
+        assert!(!bootstrap_without_hot_standby(
+            false,
+            None,
+            PgVersion(150_000)
+        ));
+        assert!(bootstrap_without_hot_standby(
+            true,
+            None,
+            PgVersion(150_000)
+        ));
         let old = bootstrap_recovery_settings(
-            &[("recovery_target_action", "promote")].into_iter().collect(),
+            &[("recovery_target_action", "promote")]
+                .into_iter()
+                .collect(),
             PgVersion(90_400),
             None,
         );

@@ -35,7 +35,10 @@ pub fn parse_bool(text: &str) -> Option<bool> {
 #[must_use]
 pub fn parse_integer(text: &str, base: Option<&str>) -> Option<i64> {
     let value = parse_number(text, base, true)?.round_ties_even();
-    #[expect(clippy::cast_possible_truncation, reason = "checked against the range of i64")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "checked against the range of i64"
+    )]
     (value.abs() < 9.2e18).then_some(value as i64)
 }
 
@@ -69,7 +72,11 @@ pub fn with_largest_unit(value: i64, base: Option<&str>) -> String {
 /// The unit family and the size of a base unit such as `8kB`.
 fn base_of(base: &str) -> Option<(&'static [(&'static str, f64)], f64)> {
     let digits = base.bytes().take_while(u8::is_ascii_digit).count();
-    let multiplier = if digits == 0 { 1.0 } else { base[..digits].parse().ok()? };
+    let multiplier = if digits == 0 {
+        1.0
+    } else {
+        base[..digits].parse().ok()?
+    };
     let unit = &base[digits..];
     [&MEMORY[..], &TIME[..]].into_iter().find_map(|table| {
         let (_, size) = table.iter().find(|(name, _)| *name == unit)?;
@@ -79,7 +86,11 @@ fn base_of(base: &str) -> Option<(&'static [(&'static str, f64)], f64)> {
 
 fn parse_number(text: &str, base: Option<&str>, integer: bool) -> Option<f64> {
     let text = text.trim();
-    let (value, rest) = if integer { integer_prefix(text)? } else { float_prefix(text)? };
+    let (value, rest) = if integer {
+        integer_prefix(text)?
+    } else {
+        float_prefix(text)?
+    };
     let unit = rest.trim();
     if unit.is_empty() {
         return Some(value);
@@ -100,7 +111,11 @@ fn integer_prefix(text: &str) -> Option<(f64, &str)> {
     let body = &text[sign_length..];
     let span = |s: &str, accept: fn(&u8) -> bool| s.bytes().take_while(accept).count();
     #[expect(clippy::cast_precision_loss, reason = "settings are far below 2^53")]
-    let read = |digits: &str, radix| i64::from_str_radix(digits, radix).ok().map(|n| sign * n as f64);
+    let read = |digits: &str, radix| {
+        i64::from_str_radix(digits, radix)
+            .ok()
+            .map(|n| sign * n as f64)
+    };
     if let Some(hex) = body.strip_prefix("0x").or_else(|| body.strip_prefix("0X")) {
         let length = span(hex, u8::is_ascii_hexdigit);
         if length > 0 {
@@ -123,7 +138,12 @@ fn integer_prefix(text: &str) -> Option<(f64, &str)> {
 
 fn float_prefix(text: &str) -> Option<(f64, &str)> {
     let bytes = text.as_bytes();
-    let digits_from = |start: usize| bytes[start..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let digits_from = |start: usize| {
+        bytes[start..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .count()
+    };
     let mut end = usize::from(text.starts_with(['+', '-']));
     let whole = digits_from(end);
     end += whole;

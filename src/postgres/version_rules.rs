@@ -109,15 +109,40 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Problem::Invalid { name, value, kind } => {
-                write!(f, "Removing {kind} parameter={name} from the config due to the invalid value={value}")
+                write!(
+                    f,
+                    "Removing {kind} parameter={name} from the config due to the invalid value={value}"
+                )
             }
-            Problem::OutOfRange { name, value, too_low, bound } => {
-                let direction = if *too_low { "too low, increasing" } else { "too big, decreasing" };
-                write!(f, "Value={value} of parameter={name} is {direction} to {bound}")
+            Problem::OutOfRange {
+                name,
+                value,
+                too_low,
+                bound,
+            } => {
+                let direction = if *too_low {
+                    "too low, increasing"
+                } else {
+                    "too big, decreasing"
+                };
+                write!(
+                    f,
+                    "Value={value} of parameter={name} is {direction} to {bound}"
+                )
             }
-            Problem::Unexpected { name, value } => write!(f, "Removing unexpected parameter={name} value={value} from the config"),
-            Problem::Controlled { name, value, default } => {
-                write!(f, "postgresql parameter {name}={value} failed validation, defaulting to {default}")
+            Problem::Unexpected { name, value } => write!(
+                f,
+                "Removing unexpected parameter={name} value={value} from the config"
+            ),
+            Problem::Controlled {
+                name,
+                value,
+                default,
+            } => {
+                write!(
+                    f,
+                    "postgresql parameter {name}={value} failed validation, defaulting to {default}"
+                )
             }
         }
     }
@@ -148,7 +173,9 @@ pub fn recovery_names() -> impl Iterator<Item = &'static str> {
 
 fn judge(rules: &Rules, name: &str, value: &str, version: PgVersion) -> Verdict {
     let applicable = rules.get(&name.to_ascii_lowercase()).and_then(|rules| {
-        rules.iter().find(|rule| rule.from <= version && rule.till.is_none_or(|till| version < till))
+        rules
+            .iter()
+            .find(|rule| rule.from <= version && rule.till.is_none_or(|till| version < till))
     });
     let Some(rule) = applicable else {
         return Verdict::NoRule;
@@ -166,10 +193,15 @@ fn judge(rules: &Rules, name: &str, value: &str, version: PgVersion) -> Verdict 
         Kind::Bool if quantity::parse_bool(value).is_some() => Verdict::Keep,
         Kind::Bool => invalid("bool"),
         Kind::Enum(words) if is_word(words) => Verdict::Keep,
-        Kind::EnumBool(words) if is_word(words) || quantity::parse_bool(value).is_some() => Verdict::Keep,
+        Kind::EnumBool(words) if is_word(words) || quantity::parse_bool(value).is_some() => {
+            Verdict::Keep
+        }
         Kind::Enum(_) | Kind::EnumBool(_) => invalid("enum"),
         Kind::Integer(range) => match quantity::parse_integer(value, range.unit) {
-            #[expect(clippy::cast_precision_loss, reason = "compared with bounds below 2^53")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "compared with bounds below 2^53"
+            )]
             Some(number) => within(name, value, number as f64, *range),
             None => invalid("integer"),
         },
@@ -210,8 +242,14 @@ fn parse_tables(text: &'static str) -> (Rules, Rules) {
         if line == "[recovery_parameters]" {
             recovery = true;
         }
-        let Some((rules, names)) = parse_line(line) else { continue };
-        let table = if recovery { &mut tables.1 } else { &mut tables.0 };
+        let Some((rules, names)) = parse_line(line) else {
+            continue;
+        };
+        let table = if recovery {
+            &mut tables.1
+        } else {
+            &mut tables.0
+        };
         for name in names.split_whitespace() {
             let rules = rules.split("; ").filter_map(parse_rule).collect();
             table.insert(name.to_ascii_lowercase(), rules);
@@ -233,14 +271,22 @@ fn parse_rule(text: &'static str) -> Option<Rule> {
     Some(Rule {
         kind: parse_kind(what)?,
         from: parse_version(from)?,
-        till: if till.is_empty() { None } else { Some(parse_version(till)?) },
+        till: if till.is_empty() {
+            None
+        } else {
+            Some(parse_version(till)?)
+        },
     })
 }
 
 fn parse_kind(text: &'static str) -> Option<Kind> {
     let words = |list: &'static str| -> Option<Vec<&'static str>> {
         let list = list.strip_suffix('}')?;
-        Some(list.split('|').map(|word| if word == "\"\"" { "" } else { word }).collect())
+        Some(
+            list.split('|')
+                .map(|word| if word == "\"\"" { "" } else { word })
+                .collect(),
+        )
     };
     if let Some(list) = text.strip_prefix("enum{") {
         return words(list).map(Kind::Enum);
@@ -284,7 +330,9 @@ fn parse_version(text: &str) -> Option<PgVersion> {
         Some((first, second)) => (first.parse::<u32>().ok()?, second.parse::<u32>().ok()?),
         None => (text.parse().ok()?, 0),
     };
-    Some(PgVersion(first * 10_000 + if first < 10 { second * 100 } else { second }))
+    Some(PgVersion(
+        first * 10_000 + if first < 10 { second * 100 } else { second },
+    ))
 }
 
 #[cfg(test)]
@@ -314,15 +362,36 @@ mod tests {
 
     #[test]
     fn a_rule_is_chosen_by_version() {
-        assert_eq!(check("password_encryption", "on", PgVersion(90_624)), Verdict::Keep);
-        assert!(matches!(check("password_encryption", "on", PG15), Verdict::Drop(_)));
-        assert_eq!(check("Password_Encryption", "SCRAM-sha-256", PG15), Verdict::Keep);
-        assert_eq!(check("checkpoint_segments", "8", PgVersion(90_400)), Verdict::Keep);
+        assert_eq!(
+            check("password_encryption", "on", PgVersion(90_624)),
+            Verdict::Keep
+        );
+        assert!(matches!(
+            check("password_encryption", "on", PG15),
+            Verdict::Drop(_)
+        ));
+        assert_eq!(
+            check("Password_Encryption", "SCRAM-sha-256", PG15),
+            Verdict::Keep
+        );
+        assert_eq!(
+            check("checkpoint_segments", "8", PgVersion(90_400)),
+            Verdict::Keep
+        );
         assert_eq!(check("checkpoint_segments", "8", PG15), Verdict::NoRule);
-        assert_eq!(check("allow_in_place_tablespaces", "on", PgVersion(140_004)), Verdict::NoRule);
-        assert_eq!(check("allow_in_place_tablespaces", "on", PgVersion(140_005)), Verdict::Keep);
+        assert_eq!(
+            check("allow_in_place_tablespaces", "on", PgVersion(140_004)),
+            Verdict::NoRule
+        );
+        assert_eq!(
+            check("allow_in_place_tablespaces", "on", PgVersion(140_005)),
+            Verdict::Keep
+        );
         assert_eq!(check("ssl_max_protocol_version", "", PG15), Verdict::Keep);
-        assert_eq!(check("default_transaction_isolation", "repeatable read", PG15), Verdict::Keep);
+        assert_eq!(
+            check("default_transaction_isolation", "repeatable read", PG15),
+            Verdict::Keep
+        );
     }
 
     #[test]
@@ -336,11 +405,17 @@ mod tests {
             "Value=1kB of parameter=shared_buffers is too low, increasing to 168kB"
         );
         assert!(matches!(check("work_mem", "many", PG15), Verdict::Drop(_)));
-        assert!(matches!(check("checkpoint_completion_target", "1.2", PG15), Verdict::Clamp { value, .. } if value == "1"));
+        assert!(
+            matches!(check("checkpoint_completion_target", "1.2", PG15), Verdict::Clamp { value, .. } if value == "1")
+        );
         assert_eq!(check("random_page_cost", "1.1", PG15), Verdict::Keep);
         assert_eq!(
             check("fsync", "maybe", PG15),
-            Verdict::Drop(Problem::Invalid { name: "fsync".into(), value: "maybe".into(), kind: "bool" })
+            Verdict::Drop(Problem::Invalid {
+                name: "fsync".into(),
+                value: "maybe".into(),
+                kind: "bool"
+            })
         );
     }
 
@@ -348,8 +423,17 @@ mod tests {
     fn recovery_settings_have_their_own_table() {
         assert!(is_recovery("Restore_Command"));
         assert!(!is_recovery("work_mem"));
-        assert_eq!(check_recovery("trigger_file", "/x", PgVersion(110_000)), Verdict::Keep);
-        assert_eq!(check_recovery("trigger_file", "/x", PgVersion(120_000)), Verdict::NoRule);
-        assert_eq!(check_recovery("recovery_min_apply_delay", "5min", PG15), Verdict::Keep);
+        assert_eq!(
+            check_recovery("trigger_file", "/x", PgVersion(110_000)),
+            Verdict::Keep
+        );
+        assert_eq!(
+            check_recovery("trigger_file", "/x", PgVersion(120_000)),
+            Verdict::NoRule
+        );
+        assert_eq!(
+            check_recovery("recovery_min_apply_delay", "5min", PG15),
+            Verdict::Keep
+        );
     }
 }

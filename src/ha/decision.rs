@@ -25,10 +25,12 @@ pub struct Decision {
 pub enum Step {
     /// End of the turn: publish, touch the member key, wait.
     Rest,
-    /// Ask these members for their status (all in parallel), then decide again.
+    /// Ask these members for their status (all in parallel), then decide again with one [`Peer`] per asked member.
+    ///
+    /// [`Peer`]: super::observation::Peer
     AskPeers {
-        /// Whom.
-        whom: Vec<MemberName>,
+        /// Whom, where, and how long.
+        whom: Vec<Asked>,
     },
     /// Read the store again (linearizable), then decide again.
     Reload,
@@ -56,7 +58,7 @@ pub enum Step {
     ForgetLease,
     /// Write a document, compare-and-set on what the snapshot of this observation showed.
     Write(Write),
-    /// Begin the one long job.
+    /// Begin the one long job. If one is running (only ever for a [`Job::Stop`] that cannot wait), it is aborted first.
     Start(Job),
     /// Tell the running job to stop before its point of no return.
     CancelJob,
@@ -76,6 +78,18 @@ pub enum Step {
         /// True: the agent ends with a failure status.
         failure: bool,
     },
+}
+
+/// One member to ask. The address comes along because the member's key may be gone from the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Its name.
+    pub name: MemberName,
+    /// Its api_url as last published.
+    pub api_url: String,
+    /// Its answer counts if it comes within this time of asking; short for members whose key is gone, so that a dead one does not
+    /// hold up the election.
+    pub patience: Duration,
 }
 
 /// Documents the core wants written; the agent renders them (`cluster::wire`) and uses the snapshot's revisions.

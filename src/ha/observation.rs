@@ -157,6 +157,10 @@ pub struct Tried {
     pub acquire: Option<Outcome>,
     /// Outcome of the last document write in this turn.
     pub write: Option<Outcome>,
+    /// Outcome of a hand-over in this turn.
+    pub hand_over: Option<Outcome>,
+    /// Outcome of a release in this turn.
+    pub release: Option<Outcome>,
     /// Steps carried out in this turn so far.
     pub steps: u32,
 }
@@ -441,26 +445,65 @@ pub enum Request {
 }
 
 /// What the core remembers between decisions. The agent keeps it and hands it back; it never looks inside.
+///
+/// Losing it (agent restart) costs time, never safety: everything that safety needs can be read again from the store, from the
+/// control file and from the configuration on disk.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Memory {
     /// Members of the last snapshot that had a leader, for races in which member keys have expired.
-    pub last_led: BTreeMap<MemberName, crate::cluster::Member>,
-    /// When a crashed primary was first found down (primary_start_timeout counts from here).
-    pub crashed_since: Option<Moment>,
-    /// A local recovery attempt (start) was made and must be judged.
-    pub recovering: bool,
-    /// Single-user crash recovery was done since the last successful start.
-    pub crash_recovery_done: bool,
-    /// pre_promote failed or the watchdog could not be armed: no race until then.
-    pub no_race_until: Option<Moment>,
-    /// Since when the race is backed off, and the position seen then.
-    pub race_backoff: Option<(Moment, Lsn)>,
-    /// Position of the previous turn.
-    pub previous_lsn: Option<Lsn>,
-    /// This node created the `initialize` key in its bootstrap and has not finished it.
-    pub bootstrapping: bool,
+    pub(super) last_led: BTreeMap<MemberName, crate::cluster::Member>,
+    /// Who led then.
+    pub(super) last_leader: Option<MemberName>,
+    /// A promotion failed or the watchdog could not be armed: no race until then.
+    pub(super) no_race_until: Option<Moment>,
+    /// Since when the race is backed off (`primary_race_backoff`).
+    pub(super) race_backoff: Option<Moment>,
+    /// Position in the previous turn; tells whether WAL still arrives.
+    pub(super) previous_lsn: Option<(Moment, Lsn)>,
+    /// Others hold back for a named candidate until then.
+    pub(super) yield_until: Option<Moment>,
+    /// How far this node's creation of the cluster has come.
+    pub(super) bootstrap: Bootstrap,
+    /// The directory was just cloned or rewound and not started since: its history is the source's.
+    pub(super) fresh: bool,
+    /// Single-user crash recovery was tried since the last successful start.
+    pub(super) crash_recovery_done: bool,
+    /// The timeline on which this directory was a primary since it was last proven a prefix of a leader's history.
+    pub(super) was_primary_on: Option<Timeline>,
+    /// The leader and its timeline with which histories were last compared.
+    pub(super) compared_with: Option<(MemberName, Option<Timeline>)>,
+    /// PostgreSQL was stopped (or stays down) to give the leader key away.
+    pub(super) abdicating: bool,
+    /// A switchover stopped this leader: it comes back as a standby even when paused.
+    pub(super) switching: bool,
+    /// Shutdown checkpoint of the last stop and when its end was seen, while PostgreSQL is down.
+    pub(super) stopped_at: Option<(Lsn, Moment)>,
+    /// A request was accepted and its job has not begun yet.
+    pub(super) accepted: Option<Request>,
+    /// The watchdog was tried since the lease was won.
+    pub(super) watchdog_tried: bool,
+    /// Replication was pointed there at that time; not repeated at once when the observation still differs.
+    pub(super) followed: Option<(Upstream, Moment)>,
+    /// Replay was resumed since it was last seen running.
+    pub(super) replay_resumed: bool,
     /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.
     pub promised: Option<Timeline>,
-    /// Others hold back for a named candidate until then.
-    pub yield_until: Option<Moment>,
+}
+
+/// How far this node's creation of a new cluster has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Bootstrap {
+    /// Not creating one.
+    #[default]
+    None,
+    /// The claim on `initialize` was sent in this turn.
+    Claiming,
+    /// The claim's outcome is unknown since then.
+    InDoubt(Moment),
+    /// The claim is ours; the job runs or is about to.
+    Claimed,
+    /// The server runs; documents and the leader key are still to be written.
+    Ready,
+    /// The job failed and has cleaned up; the claim is to be withdrawn.
+    Failed,
 }

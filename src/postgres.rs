@@ -7,12 +7,20 @@
 //! Nothing here decides, reads the environment for settings, or talks to the store. There is no lock and no global: the
 //! agent's one job and its observation call these functions.
 
+pub mod binaries;
 pub mod changes;
 pub mod conninfo;
+pub mod control;
 pub mod params;
+pub mod pidfile;
+pub mod process;
 pub mod quantity;
+pub mod ready;
 pub mod render;
+pub mod stop;
 pub mod version_rules;
+mod watch;
+pub mod wire;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -116,6 +124,32 @@ impl Settings {
                 .iter()
                 .find(|d| d.starts_with('/'))
                 .map_or_else(tcp, |d| LocalHost::Socket(PathBuf::from(d))),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Settings that point nowhere.
+    pub(crate) fn for_tests() -> Settings {
+        Settings {
+            data_dir: "/nonexistent/data".into(),
+            config_dir: "/nonexistent/data".into(),
+            config_base_name: "postgresql".to_owned(),
+            bin_dir: Some("/usr/lib/postgresql/15/bin".into()),
+            bin_name: BTreeMap::new(),
+            listen_addresses: vec!["127.0.0.1".to_owned()],
+            port: 5432,
+            unix_socket_directories: None,
+            use_unix_socket: false,
+            use_unix_socket_repl: false,
+            database: "postgres".to_owned(),
+            superuser: Credentials::default(),
+            replication: Credentials::default(),
+            rewind: None,
+            pgpass: "/nonexistent/pgpass".into(),
+            krbsrvname: None,
+            pg_ctl_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -1,0 +1,228 @@
+//! Finding PostgreSQL's programs and running the short-lived ones.
+//!
+//! A program never sees the agent's settings: `PATRONI_*`, `KUBERNETES_*` and `NOTIFY_SOCKET` are removed from what it
+//! inherits. Passwords never appear on a command line (spec §2.2). Nothing here interprets a program's output.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+
+use super::Settings;
+use super::process::{self, Process};
+
+/// How long a cancelled program may take to end by itself after SIGTERM (spec §15).
+pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
+
+impl Settings {
+    /// The path of a PostgreSQL program: `bin_dir` + its configured or own name; without `bin_dir` the bare name, which
+    /// `PATH` resolves (spec §2).
+    #[must_use]
+    pub fn program(&self, tool: &str) -> PathBuf {
+        let name = self.bin_name.get(tool).map_or(tool, String::as_str);
+        match &self.bin_dir {
+            Some(directory) => directory.join(name),
+            None => PathBuf::from(name),
+        }
+    }
+
+    /// A command for a short-lived program, with the filtered environment, untranslated messages and no standard input.
+    /// It is killed if its future is dropped.
+    #[must_use]
+    pub fn tool(&self, tool: &str) -> Command {
+        let mut command = Command::new(self.program(tool));
+        command
+            .env_clear()
+            .envs(child_environment())
+            .env("LANG", "C")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+/// What a child process inherits of the agent's environment (spec §3.3): everything but the agent's own settings, with
+/// `PG_MALLOC_ARENA_MAX` under the name the C library knows.
+#[must_use]
+pub fn child_environment() -> Vec<(OsString, OsString)> {
+    filtered(std::env::vars_os())
+}
+
+fn filtered(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    let ours = |name: &OsStr| {
+        let name = name.as_bytes();
+        name == b"NOTIFY_SOCKET"
+            || name.starts_with(b"PATRONI_")
+            || name.starts_with(b"KUBERNETES_")
+    };
+    all.filter(|(name, _)| !ours(name))
+        .map(|(name, value)| match name.as_bytes() {
+            b"PG_MALLOC_ARENA_MAX" => ("MALLOC_ARENA_MAX".into(), value),
+            _ => (name, value),
+        })
+        .collect()
+}
+
+/// Why a program has no output to show.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It could not be started.
+    #[error("cannot run {program}: {source}; check postgresql.bin_dir")]
+    Unstartable {
+        /// Its path or name.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It failed.
+    #[error("{program} ended with {status}: {stderr}")]
+    Failed {
+        /// Its path or name.
+        program: String,
+        /// Exit code or signal.
+        status: ExitStatus,
+        /// What it said.
+        stderr: String,
+    },
+    /// It was cancelled.
+    #[error("{program} was cancelled")]
+    Cancelled {
+        /// Its path or name.
+        program: String,
+    },
+}
+
+/// What a program left behind.
+#[derive(Debug, Clone)]
+pub struct ToolOutput {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output; invalid UTF-8 replaced.
+    pub stdout: String,
+    /// Its standard error; invalid UTF-8 replaced.
+    pub stderr: String,
+}
+
+fn name_of(command: &Command) -> String {
+    command
+        .as_std()
+        .get_program()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Runs a program to its end and captures what it writes, whatever its exit status.
+///
+/// # Errors
+/// [`ToolError::Unstartable`].
+pub async fn run(command: Command) -> Result<ToolOutput, ToolError> {
+    run_until(command, std::future::pending()).await
+}
+
+/// Like [`run`]; a non-zero exit is an error too. Returns the standard output.
+///
+/// # Errors
+/// [`ToolError::Unstartable`], [`ToolError::Failed`].
+pub async fn run_checked(command: Command) -> Result<String, ToolError> {
+    let program = name_of(&command);
+    let output = run(command).await?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(ToolError::Failed {
+            program,
+            status: output.status,
+            stderr: output.stderr.trim().to_owned(),
+        })
+    }
+}
+
+/// Like [`run`], but ends the program when `cancelled` completes: SIGTERM, [`CANCEL_GRACE`], then SIGKILL for it and all
+/// its descendants (spec §15).
+///
+/// # Errors
+/// [`ToolError::Unstartable`], [`ToolError::Cancelled`].
+pub async fn run_until(
+    mut command: Command,
+    cancelled: impl Future<Output = ()>,
+) -> Result<ToolOutput, ToolError> {
+    let program = name_of(&command);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|source| ToolError::Unstartable {
+        program: program.clone(),
+        source,
+    })?;
+    let process = child_process(&child);
+    let mut output = std::pin::pin!(child.wait_with_output());
+    tokio::select! {
+        result = &mut output => {
+            let output = result.map_err(|source| ToolError::Unstartable { program, source })?;
+            Ok(ToolOutput {
+                status: output.status,
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            })
+        }
+        () = cancelled => {
+            if let Some(process) = process {
+                end(&process, CANCEL_GRACE).await;
+            }
+            // Reaps it; if there was no handle, dropping `output` kills it.
+            Err(ToolError::Cancelled { program })
+        }
+    }
+}
+
+/// The handle of a child that has just been started.
+fn child_process(child: &Child) -> Option<Process> {
+    let pid = i32::try_from(child.id()?).ok()?;
+    Process::open(pid).ok().flatten()
+}
+
+/// Ends a process: SIGTERM, `grace` to comply, then the whole tree is killed. Returns when it is gone.
+pub async fn end(process: &Process, grace: Duration) {
+    let _ = process.signal(rustix::process::Signal::TERM);
+    if tokio::time::timeout(grace, process.exited()).await.is_err() {
+        process::kill_tree(process).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_do_not_leak_into_children() {
+        let all = [
+            ("PATH", "/bin"),
+            ("PATRONI_SUPERUSER_PASSWORD", "x"),
+            ("KUBERNETES_SERVICE_HOST", "x"),
+            ("NOTIFY_SOCKET", "x"),
+            ("PG_MALLOC_ARENA_MAX", "1"),
+        ];
+        let kept = filtered(all.iter().map(|(k, v)| ((*k).into(), (*v).into())));
+        let names: Vec<_> = kept.iter().map(|(k, _)| k.to_str().unwrap()).collect();
+        assert_eq!(names, ["PATH", "MALLOC_ARENA_MAX"]);
+    }
+
+    #[tokio::test]
+    async fn cancelling_ends_a_program_and_its_children() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep 600 & echo $!; wait"]);
+        let cancelled = tokio::time::sleep(Duration::from_millis(50));
+        let result = run_until(command, cancelled).await;
+        assert!(matches!(result, Err(ToolError::Cancelled { .. })));
+    }
+
+    #[tokio::test]
+    async fn failure_carries_what_the_program_said() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo no >&2; exit 3"]);
+        let error = run_checked(command).await.unwrap_err();
+        assert!(error.to_string().ends_with(": no"), "{error}");
+    }
+}

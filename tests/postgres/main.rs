@@ -1,0 +1,4 @@
+//! The process half of the PostgreSQL module against a real server.
+
+mod cluster;
+mod life;

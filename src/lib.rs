@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod config;
 pub mod dcs;
 pub mod node;
 pub mod postgres;

@@ -57,6 +57,8 @@ pub struct NodeView {
     pub leader_until: Option<Moment>,
     /// The last snapshot; `None` as soon as one read failed, until the next succeeds.
     pub snapshot: Option<Snapshot>,
+    /// The failsafe topology as last read, however long ago: it matters exactly when the store is away.
+    pub failsafe_topology: Option<Arc<BTreeMap<MemberName, String>>>,
     /// When the store last answered; zero = never.
     pub dcs_last_seen: WallTime,
     /// Why there is no snapshot, for people ("etcd3 http://…: connection refused"); part of 503 explanations.
@@ -247,6 +249,7 @@ impl NodeView {
             system_id: None,
             leader_until: None,
             snapshot: None,
+            failsafe_topology: None,
             dcs_last_seen: WallTime(0),
             dcs_error: None,
             settings: ViewSettings::default(),

@@ -1,0 +1,914 @@
+//! The server over loopback: routes, guards, malformed input, slow and idle callers, leader changes.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::cluster::{ConfigDocument, FailoverRequest, Leader, Member, Schedule};
+use crate::dcs::{DcsError, Document, Expect, Lease, Refusal, Write};
+use crate::node::{Command, RestartOutcome, Snapshot, ViewSender};
+use crate::types::{MemberName, Revision, WallTime};
+
+/// A store with one snapshot, writes applied to it.
+struct FixedStore {
+    cluster: Mutex<Cluster>,
+    written: Mutex<Vec<(Document, String, Expect)>>,
+    answers: bool,
+    changes: watch::Sender<u64>,
+}
+
+impl FixedStore {
+    fn new(cluster: Cluster) -> Arc<FixedStore> {
+        Arc::new(FixedStore {
+            cluster: Mutex::new(cluster),
+            written: Mutex::default(),
+            answers: true,
+            changes: watch::channel(0).0,
+        })
+    }
+
+    fn error() -> DcsError {
+        DcsError {
+            store: "fixed".into(),
+            detail: "unplugged".into(),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl crate::dcs::Dcs for FixedStore {
+    fn store(&self) -> &'static str {
+        "fixed"
+    }
+
+    async fn load(&self, _: Freshness) -> Result<Cluster, DcsError> {
+        if self.answers {
+            Ok(self.cluster.lock().unwrap().clone())
+        } else {
+            Err(FixedStore::error())
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    async fn acquire(&self) -> Write<Lease> {
+        Write::Refused(Refusal::Precondition)
+    }
+
+    async fn adopt(&self, _: &Leader) -> Write<Lease> {
+        Write::Refused(Refusal::Precondition)
+    }
+
+    async fn take(&self) -> Write<Lease> {
+        Write::Refused(Refusal::Precondition)
+    }
+
+    async fn renew(&self, _: &Lease) -> Write {
+        Write::Refused(Refusal::Precondition)
+    }
+
+    async fn release(&self, _: Lease) -> Write {
+        Write::Refused(Refusal::Precondition)
+    }
+
+    async fn hand_over(&self, lease: Lease, _: &Member) -> (Write, Option<Lease>) {
+        (Write::Refused(Refusal::Precondition), Some(lease))
+    }
+
+    async fn put_member(&self, _: &str) -> Write {
+        Write::Done(())
+    }
+
+    async fn delete_member(&self) -> Write {
+        Write::Done(())
+    }
+
+    async fn put(&self, document: Document, value: &str, expect: Expect) -> Write<Revision> {
+        if !self.answers {
+            return Write::Unknown(FixedStore::error());
+        }
+        let mut cluster = self.cluster.lock().unwrap();
+        let current = match document {
+            Document::Config => cluster.config_revision,
+            Document::Failover => cluster.failover_revision,
+            _ => None,
+        };
+        if matches!(expect, Expect::At(revision) if Some(revision) != current) {
+            return Write::Refused(Refusal::Precondition);
+        }
+        self.written
+            .lock()
+            .unwrap()
+            .push((document, value.to_owned(), expect));
+        let revision = Revision(current.map_or(1, |revision| revision.0 + 1));
+        match document {
+            Document::Config => {
+                cluster.config = crate::cluster::wire::parse_config(value)
+                    .map(|data| ConfigDocument { data, revision });
+                cluster.config_revision = Some(revision);
+            }
+            Document::Failover => {
+                cluster.failover = crate::cluster::wire::parse_failover(value, revision);
+                cluster.failover_revision = Some(revision);
+            }
+            _ => {}
+        }
+        Write::Done(revision)
+    }
+
+    async fn delete(&self, _: Document, _: Expect) -> Write {
+        Write::Done(())
+    }
+
+    async fn delete_cluster(&self) -> Write {
+        Write::Done(())
+    }
+
+    fn set_timings(&self, _: Duration, _: Duration) {}
+}
+
+fn name(text: &str) -> MemberName {
+    MemberName::new(text).unwrap()
+}
+
+fn member(text: &str, api_url: &str) -> Member {
+    let document = format!(
+        r#"{{"conn_url": "postgres://10.0.0.1:5432/postgres", "api_url": "{api_url}", "state": "running", "role": "replica"}}"#
+    );
+    crate::cluster::wire::parse_member(name(text), None, &document)
+}
+
+fn example() -> Cluster {
+    let leader = Leader {
+        name: name("a"),
+        revision: Revision(1),
+        session: None,
+    };
+    let mut cluster = Cluster {
+        leader: Some(leader),
+        ..Cluster::default()
+    };
+    for each in ["a", "b"] {
+        cluster
+            .members
+            .insert(name(each), member(each, "http://127.0.0.1:1/patroni"));
+    }
+    let data =
+        serde_json::from_str(r#"{"ttl": 30, "postgresql": {"parameters": {"work_mem": "4MB"}}}"#)
+            .unwrap();
+    cluster.config = Some(ConfigDocument {
+        data,
+        revision: Revision(7),
+    });
+    cluster.config_revision = Some(Revision(7));
+    cluster
+}
+
+struct Server {
+    address: SocketAddr,
+    view: ViewSender,
+    commands: mpsc::Receiver<Command>,
+    store: Arc<FixedStore>,
+    settings: watch::Sender<Arc<Settings>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn server_with(settings: Settings, store: Arc<FixedStore>) -> Server {
+    let (settings, settings_seen) = watch::channel(Arc::new(Settings {
+        listen: "127.0.0.1:0".into(),
+        ..settings
+    }));
+    let mut node = NodeView::starting(name("a"), "demo", clock::now());
+    node.leader_until = Some(clock::now() + Duration::from_secs(600));
+    let (view, view_seen) = watch::channel(Arc::new(node));
+    let (sender, commands) = mpsc::channel(8);
+    let slot: StoreSlot = Arc::new(OnceLock::new());
+    let _ = slot.set(store.clone());
+    let bound = bind(settings_seen, view_seen, sender, slot).await.unwrap();
+    let address = bound.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        let _ = bound.serve().await;
+    });
+    Server {
+        address,
+        view,
+        commands,
+        store,
+        settings,
+        task,
+    }
+}
+
+async fn server(settings: Settings) -> Server {
+    server_with(settings, FixedStore::new(example())).await
+}
+
+impl Server {
+    async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read =
+            tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await;
+        read.expect("an answer in time").unwrap();
+        answer
+    }
+
+    /// Status and body.
+    async fn ask(&self, method: &str, target: &str, body: Option<&str>) -> (u16, String) {
+        let length = body.map_or_else(String::new, |body| {
+            format!("Content-Length: {}\r\n", body.len())
+        });
+        let answer = self
+            .raw(&format!(
+                "{method} {target} HTTP/1.1\r\nHost: x\r\n{length}\r\n{}",
+                body.unwrap_or("")
+            ))
+            .await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (
+            head.split(' ').nth(1).unwrap().parse().unwrap(),
+            body.to_owned(),
+        )
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut NodeView)) {
+        self.view.send_modify(|view| change(Arc::make_mut(view)));
+    }
+}
+
+#[tokio::test]
+async fn health_checks_by_method_and_version() {
+    let server = server(Settings::default()).await;
+    let get = server.raw("GET /primary HTTP/1.0\r\n\r\n").await;
+    assert!(get.starts_with("HTTP/1.0 200 OK\r\n"), "{get}");
+    assert!(
+        get.contains("\r\n\r\n{\"state\": \"stopped\", \"role\": \"uninitialized\", "),
+        "{get}"
+    );
+    let lower = get.to_lowercase();
+    assert!(
+        lower.contains("\r\nserver: howdah/")
+            && lower.contains("\r\ncontent-type: application/json\r\n"),
+        "{get}"
+    );
+    for method in ["HEAD", "OPTIONS"] {
+        for (path, want) in [
+            ("/primary", 200),
+            ("/", 200),
+            ("//primary/x", 200),
+            ("/replica", 503),
+            ("/cluster", 503),
+            ("/liveness", 200),
+        ] {
+            let (status, body) = server.ask(method, path, None).await;
+            assert_eq!((status, body.as_str()), (want, ""), "{method} {path}");
+        }
+    }
+    let (status, body) = server.ask("GET", "/nonsense", None).await;
+    assert!(status == 503 && body.starts_with("{\"state\": "));
+    assert_eq!(server.ask("GET", "/patroni/", None).await.0, 200);
+    assert_eq!(
+        server.ask("GET", "/liveness", None).await,
+        (200, String::new())
+    );
+    let (status, body) = server.ask("POST", "/nonsense", Some("{}")).await;
+    assert!(
+        status == 501 && body.contains("Server does not support this operation"),
+        "{body}"
+    );
+    assert_eq!(
+        server.ask("POST_reload", "/", Some("{}")).await.0,
+        501,
+        "D13"
+    );
+}
+
+#[tokio::test]
+async fn leadership_ends_by_the_clock_without_the_agent() {
+    let server = server(Settings::default()).await;
+    assert_eq!(server.ask("GET", "/primary", None).await.0, 200);
+    server.publish(|view| view.leader_until = Some(clock::now()));
+    assert_eq!(server.ask("GET", "/primary", None).await.0, 503);
+}
+
+#[tokio::test]
+async fn the_rendered_body_follows_the_view() {
+    let server = server(Settings::default()).await;
+    let before = server.ask("GET", "/patroni", None).await.1;
+    assert!(before.contains("\"cluster_unlocked\": true"));
+    server.publish(|view| {
+        view.snapshot = Some(Snapshot {
+            cluster: Arc::new(example()),
+            read_at: clock::now(),
+        })
+    });
+    let after = server.ask("GET", "/patroni", None).await.1;
+    assert!(!after.contains("cluster_unlocked"), "{after}");
+}
+
+#[tokio::test]
+async fn idle_and_slow_callers_do_not_starve_health_checks() {
+    let server = server(Settings {
+        max_connections: 20,
+        ..Settings::default()
+    })
+    .await;
+    let mut idle = Vec::new();
+    for number in 0..60 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        if number % 2 == 0 {
+            stream
+                .write_all(b"GET /primary HTTP/1.1\r\nX-Slow: ")
+                .await
+                .unwrap();
+        }
+        idle.push(stream);
+        if number % 10 == 0 {
+            assert_eq!(
+                server.ask("GET", "/primary", None).await.0,
+                200,
+                "after {number} idle connections"
+            );
+        }
+    }
+    assert_eq!(server.ask("HEAD", "/primary", None).await.0, 200);
+    // The oldest had to give way.
+    let mut buffer = [0; 16];
+    let closed = tokio::time::timeout(Duration::from_secs(5), idle[1].read(&mut buffer))
+        .await
+        .expect("closed in time");
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+}
+
+#[tokio::test]
+async fn guards_come_first_and_in_order() {
+    let credentials = Credentials {
+        username: "u".into(),
+        password: "p".into(),
+    };
+    let server = server(Settings {
+        authentication: Some(credentials),
+        ..Settings::default()
+    })
+    .await;
+    assert_eq!(
+        server.ask("GET", "/config", None).await.0,
+        200,
+        "reading is free"
+    );
+    for (method, path) in [
+        ("PATCH", "/config"),
+        ("PUT", "/config"),
+        ("POST", "/reload"),
+        ("POST", "/failsafe"),
+        ("POST", "/sigterm"),
+        ("POST", "/restart"),
+        ("DELETE", "/restart"),
+        ("POST", "/switchover"),
+        ("DELETE", "/switchover"),
+        ("POST", "/failover"),
+        ("POST", "/reinitialize"),
+        ("POST", "/citus"),
+        ("POST", "/mpp"),
+    ] {
+        let answer = server.ask(method, path, Some("{bad json")).await;
+        assert_eq!(
+            answer,
+            (401, "no auth header received".to_owned()),
+            "{method} {path}"
+        );
+    }
+    let answer = server
+        .raw("POST /reload/x HTTP/1.1\r\nHost: x\r\nAuthorization: Basic dTpw\r\n\r\n")
+        .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 202 ") && answer.ends_with("reload scheduled"),
+        "{answer}"
+    );
+    let answer = server
+        .raw("POST /reload HTTP/1.1\r\nHost: x\r\nAuthorization: Basic AAAA\r\n\r\n")
+        .await
+        .to_lowercase();
+    assert!(
+        answer.contains("www-authenticate: basic realm=\"patroni\""),
+        "{answer}"
+    );
+    // New settings take effect in place.
+    let mut settings = (**server.settings.borrow()).clone();
+    settings.authentication = None;
+    server.settings.send_replace(Arc::new(settings));
+    for _ in 0..200 {
+        if server.ask("POST", "/sigterm", None).await == (202, "shutdown scheduled".to_owned()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the new settings never took effect");
+}
+
+#[tokio::test]
+async fn malformed_bodies() {
+    let mut server = server(Settings::default()).await;
+    for (body, want) in [
+        (None, 411),
+        (Some("{"), 400),
+        (Some("[]"), 400),
+        (Some("{}"), 400),
+        (Some(""), 400),
+    ] {
+        assert_eq!(
+            server.ask("PATCH", "/config", body).await.0,
+            want,
+            "{body:?}"
+        );
+    }
+    assert_eq!(
+        server.ask("POST", "/reinitialize", Some("{")).await.0,
+        400,
+        "D4"
+    );
+    assert!(
+        server.commands.try_recv().is_err(),
+        "nothing may happen after a malformed body"
+    );
+    assert_eq!(
+        server
+            .ask("POST", "/failsafe", Some(r#"{"name": "a"}"#))
+            .await
+            .0,
+        400,
+        "D8"
+    );
+    for (body, want) in [
+        (r#"{"postgres_version": 16}"#, 400),
+        (r#"{"postgres_version": "16"}"#, 400),
+        (r#"{"role": "boss"}"#, 400),
+        (r#"{"timeout": 0}"#, 400),
+        (r#"{"colour": 1}"#, 400),
+        (r#"{"schedule": "2030-01-01T00:00"}"#, 400),
+        (r#"{"schedule": "2001-01-01T00:00Z"}"#, 422),
+        (r#"{"schedule": "soon"}"#, 422),
+    ] {
+        assert_eq!(
+            server.ask("POST", "/restart", Some(body)).await.0,
+            want,
+            "{body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn configuration_is_written_with_compare_and_set() {
+    let mut server = server(Settings::default()).await;
+    let (status, body) = server
+        .ask(
+            "PATCH",
+            "/config",
+            Some(r#"{"ttl": 20, "postgresql": {"parameters": {"work_mem": null}}}"#),
+        )
+        .await;
+    assert_eq!(
+        (status, body.as_str()),
+        (200, r#"{"ttl": 20, "postgresql": {"parameters": {}}}"#)
+    );
+    let written = server.store.written.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        written,
+        (
+            Document::Config,
+            r#"{"ttl":20,"postgresql":{"parameters":{}}}"#.to_owned(),
+            Expect::At(Revision(7))
+        )
+    );
+    assert!(matches!(server.commands.try_recv(), Ok(Command::Wake)));
+    let (status, _) = server
+        .ask("PATCH", "/config", Some(r#"{"ttl": "20"}"#))
+        .await;
+    assert!(
+        status == 200 && server.store.written.lock().unwrap().is_empty(),
+        "equal texts are no change"
+    );
+    let (status, body) = server.ask("PUT", "/config", Some(r#"{"ttl":40}"#)).await;
+    assert_eq!((status, body.as_str()), (200, r#"{"ttl": 40}"#));
+    server.store.cluster.lock().unwrap().config = None;
+    assert_eq!(
+        server
+            .ask("PATCH", "/config", Some(r#"{"ttl": 20}"#))
+            .await
+            .0,
+        503
+    );
+    assert_eq!(server.ask("GET", "/config", None).await.0, 502);
+}
+
+#[tokio::test]
+async fn an_unreachable_store_is_explained() {
+    let store = Arc::new(FixedStore {
+        cluster: Mutex::default(),
+        written: Mutex::default(),
+        answers: false,
+        changes: watch::channel(0).0,
+    });
+    let server = server_with(Settings::default(), store).await;
+    for (method, path, body) in [
+        ("GET", "/cluster", None),
+        ("GET", "/history", None),
+        ("GET", "/config", None),
+        ("PATCH", "/config", Some(r#"{"a": 1}"#)),
+        ("POST", "/switchover", Some(r#"{"leader": "a"}"#)),
+        ("DELETE", "/switchover", None),
+    ] {
+        let (status, body) = server.ask(method, path, body).await;
+        assert!(
+            status == 503 && body.contains("unplugged"),
+            "{method} {path}: {status} {body}"
+        );
+    }
+    assert_eq!(
+        server.ask("GET", "/primary", None).await.0,
+        200,
+        "health checks do not need the store"
+    );
+    assert_eq!(server.ask("GET", "/failsafe", None).await.0, 502);
+}
+
+#[tokio::test]
+async fn cluster_and_history() {
+    let server = server(Settings::default()).await;
+    {
+        let mut cluster = server.store.cluster.lock().unwrap();
+        cluster.status.optime = crate::types::Lsn(0x5000200);
+        let b = cluster.members.get_mut(&name("b")).unwrap();
+        b.replay_lsn = Some(crate::types::Lsn(0x5000100));
+        b.replication_state = Some(crate::types::ReplicationState::Streaming);
+        cluster.history = crate::cluster::wire::parse_history(
+            r#"[[1, 100, "no recovery target specified", "2026-01-01T00:00:00+00:00", "a"], [2, 200, "x"]]"#,
+        );
+        cluster.failover = Some(FailoverRequest {
+            revision: Revision(1),
+            leader: Some(name("a")),
+            candidate: None,
+            scheduled_at: Some(Schedule::At(WallTime(1_900_000_000_000))),
+        });
+    }
+    let (_, body) = server.ask("GET", "/cluster", None).await;
+    assert_eq!(
+        body,
+        concat!(
+            r#"{"members": [{"name": "a", "role": "leader", "state": "running", "api_url": "http://127.0.0.1:1/patroni", "host": "10.0.0.1", "port": 5432}, "#,
+            r#"{"name": "b", "role": "replica", "state": "streaming", "api_url": "http://127.0.0.1:1/patroni", "host": "10.0.0.1", "port": 5432, "#,
+            r#""receive_lag": "unknown", "receive_lsn": "unknown", "replay_lag": 256, "replay_lsn": "0/5000100", "lag": "unknown", "lsn": "unknown"}], "#,
+            r#""scheduled_switchover": {"at": "2030-03-17T17:46:40+00:00", "from": "a"}, "scope": "demo"}"#
+        )
+    );
+    let (_, body) = server.ask("GET", "/history", None).await;
+    assert_eq!(
+        body,
+        r#"[[1, 100, "no recovery target specified", "2026-01-01T00:00:00+00:00", "a"], [2, 200, "x"]]"#
+    );
+}
+
+#[tokio::test]
+async fn switchover_refusals() {
+    let server = server(Settings::default()).await;
+    for (path, body, status, text) in [
+        (
+            "/failover",
+            r#"{"leader": "a"}"#,
+            400,
+            "Failover could be performed only to a specific candidate",
+        ),
+        (
+            "/switchover",
+            r#"{"candidate": "b"}"#,
+            400,
+            "Switchover could be performed only from a specific leader",
+        ),
+        (
+            "/failover",
+            r#"{"candidate": "b", "scheduled_at": "2030-01-01T00:00Z"}"#,
+            400,
+            "Failover can't be scheduled",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "a", "candidate": "a"}"#,
+            400,
+            "Switchover target and source are the same",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "a", "candidate": "a", "scheduled_at": "2030-01-01T00:00Z"}"#,
+            400,
+            "Switchover target and source are the same",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "b"}"#,
+            412,
+            "leader name does not match",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "a", "member": "c"}"#,
+            412,
+            "candidate does not exists",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "a"}"#,
+            412,
+            "switchover is not possible: no good candidates have been found",
+        ),
+        (
+            "/failover",
+            r#"{"candidate": "b"}"#,
+            412,
+            "failover is not possible: no good candidates have been found",
+        ),
+    ] {
+        assert_eq!(
+            server.ask("POST", path, Some(body)).await,
+            (status, text.to_owned()),
+            "{path} {body}"
+        );
+    }
+    assert!(server.store.written.lock().unwrap().is_empty());
+    let scheduled = r#"{"leader": "a", "candidate": "", "scheduled_at": "2030-01-01T00:00Z"}"#;
+    assert_eq!(
+        server.ask("POST", "/switchover", Some(scheduled)).await,
+        (202, "Switchover scheduled".to_owned())
+    );
+    let (_, value, _) = server.store.written.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        value,
+        r#"{"leader":"a","scheduled_at":"2030-01-01T00:00:00+00:00"}"#
+    );
+    assert_eq!(
+        server.ask("DELETE", "/switchover", None).await,
+        (200, "scheduled switchover deleted".to_owned())
+    );
+    assert_eq!(
+        server.ask("DELETE", "/switchover", None).await,
+        (404, "no switchover is scheduled".to_owned())
+    );
+}
+
+/// A cluster whose other member answers as a good candidate.
+async fn with_candidate() -> (Server, Server) {
+    let candidate = server(Settings::default()).await;
+    candidate.publish(|view| {
+        view.state = crate::types::PgState::Running;
+        view.postgres = Some(crate::node::PostgresStatus {
+            server_version: crate::types::PgVersion(170_002),
+            postmaster_start_time: crate::node::PgTimestamp(0),
+            timeline: None,
+            xlog: crate::node::Xlog::Primary {
+                location: crate::types::Lsn(1),
+            },
+            replication_state: None,
+            replication: Vec::new(),
+        });
+    });
+    let mut cluster = example();
+    cluster.members.insert(
+        name("b"),
+        member("b", &format!("http://{}/patroni", candidate.address)),
+    );
+    (
+        server_with(Settings::default(), FixedStore::new(cluster)).await,
+        candidate,
+    )
+}
+
+#[tokio::test]
+async fn a_switchover_is_answered_when_the_snapshot_shows_it() {
+    let (mut server, _candidate) = with_candidate().await;
+    let address = server.address;
+    let request = r#"{"leader": "a"}"#;
+    let call = tokio::spawn(async move {
+        let client = peers::Client::new(&peers::ClientSettings::default()).unwrap();
+        client
+            .call(
+                Method::POST,
+                &format!("http://{address}/patroni"),
+                "switchover",
+                Some(request),
+                Duration::from_secs(15),
+            )
+            .await
+    });
+    assert!(matches!(server.commands.recv().await, Some(Command::Wake)));
+    let mut after = server.store.cluster.lock().unwrap().clone();
+    after.leader = Some(Leader {
+        name: name("b"),
+        revision: Revision(2),
+        session: None,
+    });
+    server.publish(|view| {
+        view.snapshot = Some(Snapshot {
+            cluster: Arc::new(after),
+            read_at: clock::now(),
+        })
+    });
+    let answer = call.await.unwrap().unwrap();
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "Successfully switched over to \"b\"")
+    );
+}
+
+#[tokio::test]
+async fn a_cleared_request_means_failed() {
+    let (mut server, _candidate) = with_candidate().await;
+    let store = server.store.clone();
+    let clear = async {
+        assert!(matches!(server.commands.recv().await, Some(Command::Wake)));
+        store.cluster.lock().unwrap().failover = None;
+        std::future::pending::<()>().await;
+    };
+    let url = format!("http://{}/patroni", server.address);
+    let client = peers::Client::new(&peers::ClientSettings::default()).unwrap();
+    let call = client.call(
+        Method::POST,
+        &url,
+        "failover",
+        Some(r#"{"candidate": "b"}"#),
+        Duration::from_secs(15),
+    );
+    let answer = tokio::select! {
+        answer = call => answer.unwrap(),
+        () = clear => unreachable!(),
+    };
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (503, "Failover failed")
+    );
+}
+
+#[tokio::test]
+async fn restart_goes_through_the_agent() {
+    let mut server = server(Settings::default()).await;
+    let answering = async {
+        while let Some(command) = server.commands.recv().await {
+            match command {
+                Command::Restart { conditions, reply } => {
+                    assert!(conditions.only_pending);
+                    let _ = reply.send(RestartOutcome::Busy("reinitialize".into()));
+                }
+                Command::ScheduleRestart { restart, reply } => {
+                    assert_eq!(
+                        restart.document.get("schedule").unwrap(),
+                        "2030-01-01T00:00:00+00:00"
+                    );
+                    let _ = reply.send(true);
+                }
+                Command::CancelRestart { reply } => {
+                    let _ = reply.send(false);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let url = format!("http://{}/patroni", server.address);
+    let client = peers::Client::new(&peers::ClientSettings::default()).unwrap();
+    let asking = async {
+        for (method, body, status, text) in [
+            (
+                Method::POST,
+                r#"{"restart_pending": true}"#,
+                503,
+                "reinitialize already in progress",
+            ),
+            (
+                Method::POST,
+                r#"{"schedule": "2030-01-01T00:00Z"}"#,
+                202,
+                "Restart scheduled",
+            ),
+            (Method::DELETE, "", 404, "no restarts are scheduled"),
+        ] {
+            let answer = client
+                .call(method, &url, "restart", Some(body), Duration::from_secs(15))
+                .await
+                .unwrap();
+            assert_eq!((answer.status, answer.body.as_str()), (status, text));
+        }
+    };
+    tokio::select! {
+        () = asking => {}
+        () = answering => unreachable!(),
+    }
+}
+
+#[test]
+fn versions_of_postgres() {
+    use crate::types::PgVersion;
+    let parse = |text: &str| actions::parse_version(&Value::from(text)).map(|(_, number)| number);
+    assert_eq!(parse("17.2"), Ok(PgVersion(170_002)));
+    assert_eq!(parse("9.6.24"), Ok(PgVersion(90_624)));
+    assert!(
+        parse("17").is_err()
+            && parse("17.x").is_err()
+            && parse("9.6").is_err()
+            && parse("1.2.3.4").is_err()
+    );
+}
+
+#[tokio::test]
+async fn tls_with_client_certificates_and_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |file: &str| folder.path().join(file).to_str().unwrap().to_owned();
+    let write_identity = |prefix: &str| {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        std::fs::write(path(&format!("{prefix}.crt")), made.cert.pem()).unwrap();
+        std::fs::write(
+            path(&format!("{prefix}.key")),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
+    };
+    write_identity("server");
+    write_identity("client");
+    let tls = TlsSettings {
+        certfile: path("server.crt"),
+        keyfile: Some(path("server.key")),
+        keyfile_password: None,
+        cafile: Some(path("client.crt")),
+        verify_client: VerifyClient::Optional,
+    };
+    let server = server(Settings {
+        tls: Some(tls),
+        ..Settings::default()
+    })
+    .await;
+    let url = format!("https://localhost:{}/patroni", server.address.port());
+    let call = |settings: peers::ClientSettings, method: Method, endpoint: &'static str| {
+        let url = url.clone();
+        async move {
+            peers::Client::new(&settings)
+                .unwrap()
+                .call(method, &url, endpoint, None, Duration::from_secs(10))
+                .await
+        }
+    };
+    let lenient = peers::ClientSettings::default();
+    assert_eq!(
+        call(lenient.clone(), Method::GET, "primary")
+            .await
+            .unwrap()
+            .status,
+        200
+    );
+    let refused = call(lenient, Method::POST, "sigterm").await.unwrap();
+    assert_eq!(
+        (refused.status, refused.body.as_str()),
+        (403, "client certificate required")
+    );
+    let full = peers::ClientSettings {
+        cacert: Some(path("server.crt")),
+        certfile: Some(path("client.crt")),
+        keyfile: Some(path("client.key")),
+        verify: peers::Verify::Full,
+        ..peers::ClientSettings::default()
+    };
+    assert_eq!(
+        call(full.clone(), Method::POST, "sigterm")
+            .await
+            .unwrap()
+            .status,
+        202
+    );
+    // A renewed certificate is served after a reload, without a new port.
+    write_identity("server");
+    server.settings.send_modify(|_| {});
+    let renewed = async {
+        while call(full.clone(), Method::GET, "primary").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reloaded = tokio::time::timeout(Duration::from_secs(10), renewed).await;
+    assert!(reloaded.is_ok(), "the renewed certificate is never served");
+    let stranger = peers::ClientSettings {
+        cacert: Some(path("client.crt")),
+        ..full
+    };
+    assert!(matches!(
+        call(stranger, Method::GET, "primary").await,
+        Err(peers::CallError::NotSent(_))
+    ));
+}

@@ -1,0 +1,178 @@
+//! What the suite needs from a store besides the store itself: many members, time, faults and somebody else's hands.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use howdah::cluster::{Cluster, Member, wire};
+use howdah::dcs::{Freshness, Lease, Refusal, Store, Write};
+use howdah::types::MemberName;
+use tokio::sync::watch;
+
+/// A server, or several, on which clusters can be made.
+#[async_trait(?Send)]
+pub(crate) trait Backend {
+    /// A fresh cluster for one case.
+    async fn harness(&self, case: &str) -> anyhow::Result<Box<dyn Harness>>;
+
+    /// Cases of this store alone.
+    fn own_cases(&self) -> Vec<Case> {
+        Vec::new()
+    }
+}
+
+/// How a connection is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Connections are refused or reset.
+    Refused,
+    /// Nothing comes through, nobody says so.
+    Silent,
+    /// Requests arrive, answers do not come back.
+    AnswersLost,
+}
+
+/// One cluster in a store.
+#[async_trait(?Send)]
+pub(crate) trait Harness {
+    /// The time to live that handles start with.
+    fn ttl(&self) -> Duration;
+
+    /// The bound of every call.
+    fn retry_timeout(&self) -> Duration;
+
+    /// Whether the ephemeral keys of a node hang on one session.
+    fn has_sessions(&self) -> bool {
+        true
+    }
+
+    /// Whether the leader key can be given away in one transaction.
+    fn can_hand_over(&self) -> bool {
+        true
+    }
+
+    /// A new process of this member; an empty name is ctl.
+    async fn open(&self, name: &str) -> Store;
+
+    /// Lets time pass.
+    async fn elapse(&self, by: Duration);
+
+    /// Breaks the connections of all processes of this member.
+    async fn cut(&self, name: &str, how: Cut);
+
+    /// Repairs them.
+    async fn mend(&self, name: &str);
+
+    /// Ends a session as it appears in a snapshot.
+    async fn kill_session(&self, session: &str);
+
+    /// Writes a key behind everybody's back.
+    async fn put_raw(&self, relative: &str, value: &str);
+}
+
+pub(crate) type Run =
+    for<'a> fn(&'a dyn Harness) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// One case of the suite.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) needs_sessions: bool,
+    pub(crate) run: Run,
+}
+
+/// The steps in which waiting looks again.
+pub(crate) const STEP: Duration = Duration::from_millis(50);
+
+pub(crate) fn name(text: &str) -> MemberName {
+    MemberName::new(text).unwrap()
+}
+
+/// A member document with only a position in it.
+pub(crate) fn document(position: u64) -> String {
+    let mut member = Member::unknown(name("unused"));
+    member.xlog_location = Some(howdah::types::Lsn(position));
+    wire::member_text(&member)
+}
+
+/// The value of a write that must have happened.
+pub(crate) fn done<T>(write: Write<T>) -> anyhow::Result<T> {
+    match write {
+        Write::Done(value) => Ok(value),
+        Write::Refused(refusal) => bail!("refused ({refusal:?}) instead of done"),
+        Write::Unknown(error) => bail!("unknown ({error}) instead of done"),
+    }
+}
+
+/// A write that must have been refused because the precondition does not hold.
+pub(crate) fn refused<T>(write: Write<T>) -> anyhow::Result<()> {
+    match write {
+        Write::Refused(Refusal::Precondition) => Ok(()),
+        Write::Refused(other) => bail!("refused for the wrong reason: {other:?}"),
+        Write::Done(_) => bail!("done instead of refused"),
+        Write::Unknown(error) => bail!("unknown ({error}) instead of refused"),
+    }
+}
+
+/// A write whose outcome must be unknown.
+pub(crate) fn unknown<T>(write: Write<T>) -> anyhow::Result<()> {
+    match write {
+        Write::Unknown(_) => Ok(()),
+        Write::Done(_) => bail!("done instead of unknown"),
+        Write::Refused(refusal) => bail!("refused ({refusal:?}) instead of unknown"),
+    }
+}
+
+/// Acquires the leader key, which must succeed.
+pub(crate) async fn acquired(store: &Store) -> anyhow::Result<Lease> {
+    done(store.acquire().await).context("acquire")
+}
+
+/// A linearizable snapshot.
+pub(crate) async fn latest(store: &Store) -> anyhow::Result<Cluster> {
+    Ok(store.load(Freshness::Latest).await?)
+}
+
+/// Looks again until the snapshot is as wanted.
+pub(crate) async fn load_until(
+    harness: &dyn Harness,
+    store: &Store,
+    within: Duration,
+    what: &str,
+    wanted: impl Fn(&Cluster) -> bool,
+) -> anyhow::Result<Cluster> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let cluster = latest(store).await?;
+        if wanted(&cluster) {
+            return Ok(cluster);
+        }
+        if waited > within {
+            bail!("no {what} within {within:?}: {cluster:?}");
+        }
+        harness.elapse(STEP).await;
+        waited += STEP;
+    }
+}
+
+/// Waits for a notification that nobody has seen yet.
+pub(crate) async fn notified(
+    harness: &dyn Harness,
+    changes: &mut watch::Receiver<u64>,
+    within: Duration,
+    what: &str,
+) -> anyhow::Result<()> {
+    let mut waited = Duration::ZERO;
+    while !changes.has_changed()? {
+        if waited > within {
+            bail!("no notification of {what} within {within:?}");
+        }
+        harness.elapse(STEP).await;
+        waited += STEP;
+    }
+    changes.mark_unchanged();
+    changes.borrow_and_update();
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! One suite for every store: `cargo test --test dcs [filter]`, the filter matching `store case` (`"etcd3 renew"`).
+//!
+//! To register a store: a file beside this one with a `Backend`, and a line in `backends`. Each case gets a cluster of its own,
+//! all cases of all stores run at the same time, and a table store × case ends the run. A store whose server cannot be started
+//! is reported as "not run", which is a failure.
+
+mod harness;
+mod memory;
+mod suite;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use harness::{Backend, Case};
+
+/// Every store that is checked.
+async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
+    vec![("memory", Ok(Rc::new(memory::Memory)))]
+}
+
+/// No case may take longer, whatever it waits for.
+const CASE_LIMIT: Duration = Duration::from_secs(120);
+
+fn main() -> ExitCode {
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let lines = tokio::task::LocalSet::new().block_on(&runtime, run(&filter));
+    let failed = lines.iter().filter(|line| line.outcome.is_err()).count();
+    let mut out = std::io::stdout().lock();
+    for line in &lines {
+        let _ = match &line.outcome {
+            Ok(verdict) => writeln!(out, "{:<12} {:<37} {verdict}", line.store, line.case),
+            Err(reason) => writeln!(out, "{:<12} {:<37} FAILED {reason}", line.store, line.case),
+        };
+    }
+    let _ = writeln!(out, "\n{} cases, {failed} failed", lines.len());
+    if failed == 0 && !lines.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+struct Line {
+    store: &'static str,
+    case: &'static str,
+    outcome: Result<&'static str, String>,
+}
+
+async fn run(filter: &str) -> Vec<Line> {
+    let mut running = Vec::new();
+    let mut lines = Vec::new();
+    let wanted = |store: &str, case: &str| format!("{store} {case}").contains(filter);
+    for (store, backend) in backends().await {
+        let backend = match backend {
+            Ok(backend) => backend,
+            Err(error) => {
+                lines.push(Line {
+                    store,
+                    case: "(all)",
+                    outcome: Err(format!("not run: {error:#}")),
+                });
+                continue;
+            }
+        };
+        let cases: Vec<Case> = [suite::cases(), backend.own_cases()].concat();
+        for case in cases.into_iter().filter(|case| wanted(store, case.name)) {
+            let backend = Rc::clone(&backend);
+            let task = tokio::task::spawn_local(async move {
+                let harness = backend.harness(case.name).await?;
+                if case.needs_sessions && !harness.has_sessions() {
+                    return Ok("does not apply: no sessions");
+                }
+                tokio::time::timeout(CASE_LIMIT, (case.run)(&*harness)).await??;
+                Ok::<_, anyhow::Error>("ok")
+            });
+            running.push((store, case.name, task));
+        }
+    }
+    for (store, case, task) in running {
+        let outcome = match task.await {
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(panic) => Err(format!("{panic}")),
+        };
+        lines.push(Line {
+            store,
+            case,
+            outcome,
+        });
+    }
+    lines
+}

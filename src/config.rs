@@ -6,9 +6,11 @@
 
 pub mod address;
 pub mod dynamic;
+pub mod effective;
 pub mod env;
 mod layers;
 mod reader;
+pub mod secrets;
 pub mod sections;
 mod stores;
 pub mod value;
@@ -22,6 +24,7 @@ use serde_json::{Map, Value};
 
 pub use address::{HostPort, Listen};
 pub use dynamic::Dynamic;
+pub use effective::Effective;
 pub use env::{Environment, FakeEnvironment, ProcessEnvironment};
 pub use sections::{
     Authentication, BasicAuth, Bootstrap, Callbacks, Citus, Credentials, Ctl, Guard, LocalPostgres,

@@ -250,6 +250,11 @@ impl LocalPostgres {
     }
 }
 
+/// Independent of a later change of the working directory.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
 fn parent(data_dir: &Path) -> PathBuf {
     match data_dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -770,6 +775,7 @@ fn postgres(reader: &mut Reader<'_>, host: &super::Host) -> Option<LocalPostgres
                 .unwrap_or_else(|| "/var/lib/postgresql/data".to_owned()),
         )
     });
+    let data_dir = absolute(data_dir);
     for key in [
         "parameters",
         "parameters_primary",
@@ -793,7 +799,7 @@ fn postgres(reader: &mut Reader<'_>, host: &super::Host) -> Option<LocalPostgres
         proxy_address,
         config_dir: reader
             .path("postgresql.config_dir")
-            .unwrap_or_else(|| data_dir.clone()),
+            .map_or_else(|| data_dir.clone(), absolute),
         config_base_name: reader
             .text("postgresql.config_base_name")
             .unwrap_or_else(|| "postgresql".to_owned()),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::types::{Lsn, MemberName, Moment, SystemId};
+use crate::types::{Lsn, MemberName, Moment, SystemId, Timeline};
 
 use super::observation::{Memory, Upstream};
 
@@ -229,16 +229,502 @@ pub enum Refused {
 }
 
 /// The reason of a decision. One variant per branch of the core; rendered for people by `Display` alone.
+///
+/// Texts keep the fragments that people search upstream's logs for.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "the variant says it; fields carry the data its text needs"
+)]
 pub enum Why {
     /// Placeholder until the first decision.
     NotDecidedYet,
+
+    // The lease and the store.
+    /// The lease ends soon and was not renewed: PostgreSQL must be down before.
+    LeaseEnds { left: Duration, store_silent: bool },
+    /// The stop for that reason is on its way.
+    LeaseEndsStopping,
+    /// The lease ended; PostgreSQL accepts no writes here.
+    LeaseOver,
+    /// A renewal is due.
+    RenewalDue,
+    /// The store did not say whether the renewal happened.
+    RenewalUnanswered { until: Moment },
+    /// The store refused the renewal: the key is not ours.
+    RenewalRefused,
+    /// The snapshot shows somebody else.
+    KeyTaken { by: MemberName },
+    /// The snapshot shows no leader although we had the key.
+    KeyGone,
+    /// The snapshot shows the key as ours, without a lease on record.
+    KeyIsMine,
+    /// The snapshot shows the key as ours, but the store does not confirm it.
+    KeyNotConfirmed,
+    /// The store is silent; the lease still covers this primary.
+    StoreSilentLeading { until: Moment },
+    /// The store is silent and this is no primary.
+    StoreSilent,
+    /// The store is silent and the cluster is paused.
+    StoreSilentPaused,
+    /// A primary without a lease while the store is silent.
+    PrimaryWithoutLease,
+
+    // Jobs.
+    /// A job runs with the lease held.
+    BusyLeading { job: &'static str },
+    /// A job runs without the lease.
+    Busy { job: &'static str },
+    /// The lease was lost before the promotion.
+    LostBeforePromote,
+    /// The lease was lost and a writable server has come up, or is about to.
+    LostDuring { job: &'static str },
+    /// A comparison with a leader that is gone holds up the race.
+    LeaderGoneWhileComparing,
+    /// A forced reinitialise ends the running job.
+    CancelledForReinitialize { job: &'static str },
+    /// A job that failed is tried again later.
+    JobFailed { job: &'static str, detail: String },
+
+    // Bootstrap and clone.
+    /// Nobody has created the cluster: claim it.
+    ClaimingBootstrap,
+    /// Another node was faster.
+    LostBootstrapRace,
+    /// It is unknown whether the claim is ours.
+    BootstrapClaimInDoubt,
+    /// Create the cluster.
+    Bootstrapping,
+    /// Create the cluster as a copy of a remote one.
+    BootstrappingStandbyCluster,
+    /// The new cluster's documents.
+    WritingInitialize,
+    /// The dynamic configuration is missing in the store.
+    WritingConfig,
+    /// Take the key of the new cluster.
+    InitializedCluster,
+    /// The key of the new cluster could not be taken yet.
+    CannotTakeKey,
+    /// Creating the cluster failed.
+    BootstrapFailed,
+    /// Copy a member.
+    Cloning { from: String },
+    /// A replica method needs no server.
+    CloningWithoutLeader,
+    /// Empty directory, nobody to copy from.
+    WaitingForLeader,
+    /// Empty directory while paused.
+    EmptyDirectoryPaused,
+    /// Empty or unusable directory with the key held.
+    NoDataWithLock,
+    /// The directory cannot be read.
+    DirectoryInaccessible { detail: String },
+    /// The control file is unreadable.
+    DirectoryBroken,
+    /// Another cluster's data.
+    SystemIdMismatch { mine: SystemId, theirs: SystemId },
+
+    // PostgreSQL is down or starting.
+    /// The lease holder's server died: start it where it stands.
+    RestartingInPlace { crashed: bool },
+    /// The lease holder's server is down and another can lead at once.
+    GivingUpLock,
+    /// Ask whether somebody else could lead.
+    AskingCandidates,
+    /// The start takes too long and another can lead.
+    StartTooSlow { after: Duration },
+    /// The start takes long, but nobody else can lead.
+    StartSlowNobodyElse,
+    /// The server starts.
+    Starting,
+    /// The start failed with the lease held.
+    FailedToStartLeading,
+    /// Start without an upstream with the lease held.
+    ReadOnlyWithLock,
+    /// Start without an upstream because there is no leader.
+    ReadOnlyWithoutLeader,
+    /// Start as a secondary.
+    StartingAsSecondary { of: String },
+    /// A former primary that was not shut down cleanly.
+    CrashRecovering,
+    /// Compare histories before following.
+    Comparing { with: String },
+    /// The leader has not finished its promotion.
+    WaitingForPromotion { leader: MemberName },
+    /// The leader's post-promote checkpoint is not done.
+    WaitingForCheckpoint { leader: MemberName },
+    /// Histories diverged: rewind.
+    Rewinding { from: MemberName, detail: String },
+    /// Histories diverged: stop first.
+    StoppingToRepair { detail: String },
+    /// Histories diverged: copy again.
+    Recloning {
+        from: MemberName,
+        because: ReplaceReason,
+    },
+    /// Histories diverged and no way back is allowed.
+    CannotRejoin { leader: MemberName, detail: String },
+    /// PostgreSQL is down in pause.
+    DownPaused,
+    /// The key goes because PostgreSQL is down in pause.
+    DownPausedWithLock,
+    /// The server does not answer queries.
+    NoAnswer,
+
+    // The race.
+    /// No race because a promotion failed or the watchdog is unusable.
+    NoRaceUntil { until: Moment },
+    /// Delayed by `primary_race_backoff`.
+    RaceBackoff { until: Moment },
+    /// The tag forbids it.
+    NoFailover,
+    /// The watchdog is required and unusable.
+    WatchdogUnusable,
+    /// Too far behind the last published position.
+    LagsBehind { bytes: u64 },
+    /// Behind the cluster's timeline.
+    BehindTimeline {
+        mine: Option<Timeline>,
+        cluster: Timeline,
+    },
+    /// Peers are to be asked.
+    AskingPeers,
+    /// A peer is a running primary.
+    PrimaryAlive { peer: MemberName },
+    /// A peer has more.
+    PeerAhead { peer: MemberName, lsn: Lsn },
+    /// A peer with the same position has a higher priority.
+    PeerPreferred { peer: MemberName },
+    /// A named candidate is healthy.
+    LeavingToCandidate { candidate: MemberName },
+    /// The former leader of a switchover holds back.
+    FormerLeaderHoldsBack,
+    /// Try to get the key.
+    Racing,
+    /// The named candidate takes the key.
+    RacingAsCandidate,
+    /// A running primary takes the free key.
+    PrimaryTakesFreeKey,
+    /// Somebody else got it.
+    LostRace,
+    /// Whether we got the key is unknown.
+    RaceInDoubt,
+    /// A primary on an old timeline without the key.
+    StalePrimary { mine: Timeline, cluster: Timeline },
+    /// A primary that could not get the free key.
+    PrimaryLostRace,
+
+    // Leading.
+    /// Promote after winning.
+    PromotedByAcquiring,
+    /// Promote because the key is ours.
+    PromotedWithLock,
+    /// Promotion accepted, still in recovery.
+    PromotionUnderWay,
+    /// The promotion failed.
+    PromotionFailed { detail: String },
+    /// Arm the watchdog.
+    ArmingWatchdog,
+    /// The watchdog could not be armed.
+    WatchdogFailed,
+    /// Steady.
+    Leading { me: MemberName },
+    /// Steady, leader of a standby cluster.
+    LeadingStandbyCluster { me: MemberName },
+    /// The history document is behind.
+    WritingHistory,
+    /// Synchronous mode is off; its document goes.
+    DroppingSync,
+    /// A primary in a standby cluster.
+    BecameStandbyCluster,
+
+    // Switchover.
+    /// A request was carried out; it goes.
+    RequestDone,
+    /// A request that cannot be carried out.
+    RequestRefused { because: &'static str },
+    /// Stop for a switchover.
+    SwitchingOver { candidate: Option<MemberName> },
+    /// PostgreSQL is stopping; the safe point is not reached.
+    StoppingForSwitchover,
+    /// Shut down; which candidate has everything?
+    VerifyingCandidates { at: Lsn },
+    /// Nobody has everything yet.
+    NobodyCaughtUp { at: Lsn },
+    /// The key goes straight to the candidate.
+    HandingOver { to: MemberName, at: Lsn },
+    /// The key is deleted for the candidates to race.
+    ReleasingFor { to: MemberName, at: Lsn },
+    /// Nobody has caught up: the old leader starts again.
+    SwitchoverAbandoned { at: Lsn },
+
+    // Following.
+    /// Steady.
+    Following { me: MemberName, leader: MemberName },
+    /// Point replication at the leader, or what the tags say.
+    FollowingDifferent {
+        leader: MemberName,
+        upstream: String,
+    },
+    /// The same with a restart.
+    RestartingToFollow { upstream: String },
+    /// The leader's member document is missing.
+    LeaderUnknown { leader: MemberName },
+    /// Replay is paused by smaller settings.
+    ResumingReplay,
+    /// Another node leads and this is a primary.
+    SomebodyElseLeads { leader: MemberName },
+    /// A member of a standby cluster follows the remote server.
+    FollowingRemote,
+
+    // Pause.
+    /// Primary with the lock.
+    LeadingPaused { me: MemberName },
+    /// Primary without the lock.
+    PrimaryWithoutLockPaused,
+    /// The key goes because this is no primary.
+    NotPrimaryPaused,
+    /// Paused, nothing to do.
+    Paused,
+
+    // Requests and shutdown.
+    /// A local request is accepted or refused.
+    Answering { accepted: bool },
+    /// Restart.
+    Restarting,
+    /// Stop before a copy.
+    StoppingToReinitialize,
+    /// The agent stops: PostgreSQL first.
+    ShuttingDown,
+    /// The agent stops: a job is to end first.
+    ShuttingDownJob { job: &'static str },
+    /// The key is deleted at the end.
+    ReleasingAtShutdown,
+    /// The agent ends.
+    ShutDown,
+    /// The agent ends and leaves PostgreSQL alone.
+    ShutDownPaused,
+    /// PostgreSQL did not stop.
+    CannotStop { detail: String },
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NotDecidedYet => f.write_str("starting"),
+            Why::LeaseEnds { left, store_silent: true } => write!(
+                f,
+                "demoting self because DCS is not accessible and I was a leader; the lease ends in {} ms",
+                left.as_millis()
+            ),
+            Why::LeaseEnds { left, store_silent: false } => {
+                write!(f, "demoting self because the lease ends in {} ms and was not renewed", left.as_millis())
+            }
+            Why::LeaseEndsStopping => f.write_str("PostgreSQL is being stopped because the lease ends"),
+            Why::LeaseOver => f.write_str("the lease is over"),
+            Why::RenewalDue => f.write_str("renewing the lock"),
+            Why::RenewalUnanswered { .. } => {
+                f.write_str("the store did not answer the renewal of the lock; trying again until the lease ends")
+            }
+            Why::RenewalRefused => f.write_str("lost the leader lock: the store refused to renew it"),
+            Why::KeyTaken { by } => write!(f, "lost the leader lock to {by}"),
+            Why::KeyGone => f.write_str("lost the leader lock: the key is gone"),
+            Why::KeyIsMine => f.write_str("the leader key carries my name; taking it up again"),
+            Why::KeyNotConfirmed => f.write_str("the leader key carries my name, but the store does not confirm that it is mine"),
+            Why::StoreSilentLeading { .. } => {
+                f.write_str("DCS is not accessible; continuing as the leader until the lease ends")
+            }
+            Why::StoreSilent => f.write_str("DCS is not accessible"),
+            Why::StoreSilentPaused => f.write_str("PAUSE: DCS is not accessible"),
+            Why::PrimaryWithoutLease => {
+                f.write_str("demoting self because DCS is not accessible and there is no lease on record")
+            }
+            Why::BusyLeading { job } => write!(f, "lock updated during {job}"),
+            Why::Busy { job } => write!(f, "{job} in progress"),
+            Why::LostBeforePromote => f.write_str("lost leader before promote"),
+            Why::LostDuring { job } => write!(f, "lost leader lock during {job}"),
+            Why::LeaderGoneWhileComparing => f.write_str("the leader is gone; not comparing histories any longer"),
+            Why::CancelledForReinitialize { job } => write!(f, "cancelling {job} for a forced reinitialize"),
+            Why::JobFailed { job, detail } => write!(f, "{job} failed: {detail}; trying again"),
+            Why::ClaimingBootstrap => f.write_str("trying to bootstrap a new cluster"),
+            Why::LostBootstrapRace => f.write_str("failed to acquire initialize lock; waiting for leader to bootstrap"),
+            Why::BootstrapClaimInDoubt => {
+                f.write_str("the store did not say whether the initialize lock is ours; waiting to find out")
+            }
+            Why::Bootstrapping => f.write_str("bootstrapping a new cluster"),
+            Why::BootstrappingStandbyCluster => f.write_str("bootstrapping a standby leader from the remote primary"),
+            Why::WritingInitialize => f.write_str("publishing the system identifier"),
+            Why::WritingConfig => f.write_str("publishing the dynamic configuration"),
+            Why::InitializedCluster => f.write_str("initialized a new cluster"),
+            Why::CannotTakeKey => f.write_str("initialized a new cluster, but could not take its leader key yet"),
+            Why::BootstrapFailed => f.write_str("failed to bootstrap a new cluster"),
+            Why::Cloning { from } => write!(f, "trying to bootstrap from {from}"),
+            Why::CloningWithoutLeader => f.write_str("trying to bootstrap without a leader"),
+            Why::WaitingForLeader => f.write_str("waiting for leader to bootstrap"),
+            Why::EmptyDirectoryPaused => f.write_str("PAUSE: running with empty data directory"),
+            Why::NoDataWithLock => f.write_str("released leader key voluntarily as data dir is empty or unusable"),
+            Why::DirectoryInaccessible { detail } => write!(f, "data directory is not accessible: {detail}"),
+            Why::DirectoryBroken => f.write_str(
+                "data directory is not empty but its control file is unreadable; consider reinitialize or restore it",
+            ),
+            Why::SystemIdMismatch { mine, theirs } => write!(
+                f,
+                "system ID mismatch: this data directory belongs to {mine}, the cluster is {theirs}; remove or move the directory"
+            ),
+            Why::RestartingInPlace { crashed: true } => f.write_str("starting primary after failure"),
+            Why::RestartingInPlace { crashed: false } => f.write_str("starting primary: I had the session lock"),
+            Why::GivingUpLock => f.write_str("released leader key voluntarily: PostgreSQL is down and another member can lead"),
+            Why::AskingCandidates => f.write_str("asking whether another member can lead"),
+            Why::StartTooSlow { after } => write!(
+                f,
+                "demoting self: PostgreSQL has not started after {} s and another member can lead",
+                after.as_secs()
+            ),
+            Why::StartSlowNobodyElse => f.write_str("PostgreSQL is still starting up, but nobody else can lead"),
+            Why::Starting => f.write_str("PostgreSQL is still starting up"),
+            Why::FailedToStartLeading => f.write_str("removed leader key after failing to start"),
+            Why::ReadOnlyWithLock => f.write_str("starting as readonly because i had the session lock"),
+            Why::ReadOnlyWithoutLeader => f.write_str("starting as readonly because there is no leader"),
+            Why::StartingAsSecondary { of } => write!(f, "starting as a secondary of {of}"),
+            Why::CrashRecovering => f.write_str("doing crash recovery in a single user mode"),
+            Why::Comparing { with } => write!(f, "comparing histories with {with}"),
+            Why::WaitingForPromotion { leader } => write!(f, "waiting for {leader} to finish its promotion"),
+            Why::WaitingForCheckpoint { leader } => write!(f, "waiting for the checkpoint on {leader} before rewind"),
+            Why::Rewinding { from, detail } => write!(f, "running pg_rewind from {from}: {detail}"),
+            Why::StoppingToRepair { detail } => write!(f, "stopping PostgreSQL to rejoin: {detail}"),
+            Why::Recloning { from, because: ReplaceReason::Requested } => write!(f, "reinitializing from {from} on request"),
+            Why::Recloning { from, because: ReplaceReason::Diverged } => {
+                write!(f, "reinitializing due to diverged timelines, from {from}")
+            }
+            Why::Recloning { from, because: ReplaceReason::RewindFailed } => {
+                write!(f, "reinitializing after a failed pg_rewind, from {from}")
+            }
+            Why::CannotRejoin { leader, detail } => write!(
+                f,
+                "cannot follow {leader}: {detail}; enable pg_rewind or removal of diverged directories, or reinitialize this member"
+            ),
+            Why::DownPaused => f.write_str("PAUSE: postgres is not running"),
+            Why::DownPausedWithLock => f.write_str("PAUSE: removed leader lock because postgres is not running"),
+            Why::NoAnswer => f.write_str("Error communicating with PostgreSQL. Will try again later"),
+            Why::NoRaceUntil { .. } => f.write_str("not racing: the last attempt to lead failed here"),
+            Why::RaceBackoff { .. } => f.write_str("not racing yet: primary_race_backoff"),
+            Why::NoFailover => f.write_str("following a different leader because I am not allowed to promote"),
+            Why::WatchdogUnusable => f.write_str("not healthy enough for leader race: the required watchdog is unusable"),
+            Why::LagsBehind { bytes } => {
+                write!(f, "not healthy enough for leader race: {bytes} bytes behind the last known position of the cluster")
+            }
+            Why::BehindTimeline { mine: Some(mine), cluster } => {
+                write!(f, "not healthy enough for leader race: timeline {mine} is behind the cluster's {cluster}")
+            }
+            Why::BehindTimeline { mine: None, cluster } => {
+                write!(f, "not healthy enough for leader race: own timeline is unknown, the cluster's is {cluster}")
+            }
+            Why::AskingPeers => f.write_str("asking the other members for their position"),
+            Why::PrimaryAlive { peer } => {
+                write!(f, "following a different leader because primary ({peer}) is still alive")
+            }
+            Why::PeerAhead { peer, lsn } => write!(
+                f,
+                "following a different leader because i am not the healthiest node: {peer} is ahead at {lsn}"
+            ),
+            Why::PeerPreferred { peer } => write!(
+                f,
+                "following a different leader because i am not the healthiest node: {peer} has a higher failover priority"
+            ),
+            Why::LeavingToCandidate { candidate } => {
+                write!(f, "following a different leader because {candidate} is the candidate and healthy")
+            }
+            Why::FormerLeaderHoldsBack => {
+                f.write_str("following a different leader because I gave the lock away and another member can lead")
+            }
+            Why::Racing => f.write_str("trying to acquire the leader lock"),
+            Why::RacingAsCandidate => f.write_str("trying to acquire the leader lock as the requested candidate"),
+            Why::PrimaryTakesFreeKey => f.write_str("trying to acquire the leader lock: running as primary and nobody leads"),
+            Why::LostRace => f.write_str("following new leader after trying and failing to obtain lock"),
+            Why::RaceInDoubt => f.write_str("the store did not say whether the leader lock is ours; reading again"),
+            Why::StalePrimary { mine, cluster } => {
+                write!(f, "demoting self because timeline {mine} is behind the cluster's {cluster} and nobody leads")
+            }
+            Why::PrimaryLostRace => f.write_str("demoted self after trying and failing to obtain lock"),
+            Why::PromotedByAcquiring => f.write_str("promoted self to leader by acquiring session lock"),
+            Why::PromotedWithLock => f.write_str("promoted self to leader because I had the session lock"),
+            Why::PromotionUnderWay => f.write_str("promotion is under way"),
+            Why::PromotionFailed { detail } => write!(f, "released leader key voluntarily as promotion failed: {detail}"),
+            Why::ArmingWatchdog => f.write_str("activating the watchdog"),
+            Why::WatchdogFailed => f.write_str("not leading: the required watchdog could not be activated"),
+            Why::Leading { me } => write!(f, "no action. I am ({me}), the leader with the lock"),
+            Why::LeadingStandbyCluster { me } => write!(f, "no action. I am ({me}), the standby leader with the lock"),
+            Why::WritingHistory => f.write_str("updating the timeline history"),
+            Why::DroppingSync => f.write_str("removing the synchronous state: synchronous mode is off"),
+            Why::BecameStandbyCluster => f.write_str("demoting to a standby cluster"),
+            Why::RequestDone => f.write_str("cleaning up failover key after acquiring leader lock"),
+            Why::RequestRefused { because } => write!(f, "cleaning up failover key: {because}"),
+            Why::SwitchingOver { candidate: Some(candidate) } => write!(f, "switchover: demote in progress, to {candidate}"),
+            Why::SwitchingOver { candidate: None } => f.write_str("switchover: demote in progress"),
+            Why::StoppingForSwitchover => f.write_str("switchover: waiting for the shutdown checkpoint"),
+            Why::VerifyingCandidates { at } => write!(f, "asking who has received everything up to {at}"),
+            Why::NobodyCaughtUp { at } => write!(f, "waiting for a member to receive everything up to {at}"),
+            Why::HandingOver { to, at } => write!(f, "handing the leader lock over to {to} at {at}"),
+            Why::ReleasingFor { to, at } => write!(f, "releasing the leader lock at {at}; {to} has everything"),
+            Why::SwitchoverAbandoned { at } => {
+                write!(f, "switchover abandoned: no member has received everything up to {at}; starting again")
+            }
+            Why::Following { me, leader } => {
+                write!(f, "no action. I am ({me}), a secondary, and following a leader ({leader})")
+            }
+            Why::FollowingDifferent { leader, upstream } => {
+                write!(f, "following a different leader: {leader} leads; receiving from {upstream}")
+            }
+            Why::RestartingToFollow { upstream } => {
+                write!(f, "changing primary_conninfo and restarting, to receive from {upstream}")
+            }
+            Why::LeaderUnknown { leader } => write!(f, "{leader} leads, but its member key is missing; waiting"),
+            Why::ResumingReplay => {
+                f.write_str("resuming paused WAL replay so that PostgreSQL can be restarted with larger settings")
+            }
+            Why::SomebodyElseLeads { leader } => {
+                write!(f, "demoting self because I do not have the lock and I was a leader; {leader} leads")
+            }
+            Why::FollowingRemote => f.write_str("following the remote primary"),
+            Why::LeadingPaused { me } => write!(f, "PAUSE: no action. I am ({me}), the leader with the lock"),
+            Why::PrimaryWithoutLockPaused => f.write_str("PAUSE: continue to run as primary without lock"),
+            Why::NotPrimaryPaused => f.write_str("PAUSE: removed leader lock because postgres is not running as primary"),
+            Why::Paused => f.write_str("PAUSE: no action"),
+            Why::Answering { accepted: true } => f.write_str("accepted a request"),
+            Why::Answering { accepted: false } => f.write_str("refused a request"),
+            Why::Restarting => f.write_str("restart initiated"),
+            Why::StoppingToReinitialize => f.write_str("stopping PostgreSQL to reinitialize"),
+            Why::ShuttingDown => f.write_str("shutting down: stopping PostgreSQL"),
+            Why::ShuttingDownJob { job } => write!(f, "shutting down: waiting for {job} to end"),
+            Why::ReleasingAtShutdown => f.write_str("shutting down: PostgreSQL is down, releasing the leader lock"),
+            Why::ShutDown => f.write_str("shut down"),
+            Why::ShutDownPaused => f.write_str("shut down; PostgreSQL keeps running because the cluster is paused"),
+            Why::CannotStop { detail } => write!(f, "PostgreSQL did not stop: {detail}; the leader lock stays until it expires"),
+        }
+    }
+}
+
+impl Job {
+    /// Its name for people, as upstream's logs have it where they have one.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Job::Bootstrap => "bootstrap",
+            Job::Clone { .. } => "bootstrap from another server",
+            Job::StartPrimary { .. } => "starting primary after failure",
+            Job::StartStandby { .. } => "restarting after failure",
+            Job::RestartToFollow { .. } => "changing primary_conninfo and restarting",
+            Job::Promote => "promote",
+            Job::Stop {
+                purpose: StopPurpose::Switchover,
+                ..
+            } => "switchover: demote",
+            Job::Stop { .. } => "stopping",
+            Job::Restart { .. } => "restart",
+            Job::CheckDivergence { .. } => "comparing histories",
+            Job::CrashRecovery => "doing crash recovery in a single user mode",
+            Job::Rewind { .. } => "running pg_rewind",
+            Job::Replace { .. } => "reinitialize",
         }
     }
 }

@@ -1,0 +1,193 @@
+//! While the one long job runs, and the turn in which it has ended (spec/ha.md §5.2, §5.5).
+
+use crate::cluster::Cluster;
+use crate::types::Role;
+
+use super::decision::{Job, Step, StopPurpose, Why};
+use super::observation::{Bootstrap, JobEnd, JobView, Outcome, Position, Process, Request};
+use super::turn::{Choice, Turn};
+use super::{PASS, shutdown, switchover};
+
+/// A job runs: usually the turn is over.
+pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let obs = turn.obs;
+    let JobView::Running {
+        job,
+        shut_down_at,
+        cancelled,
+        ..
+    } = &obs.job
+    else {
+        return PASS;
+    };
+    if obs.stopping
+        && let Some(choice) = shutdown::while_running(turn, cluster, job, *shut_down_at, *cancelled)
+    {
+        return Some(choice);
+    }
+    if !cancelled
+        && let Some(Request::Reinitialize { force: true, .. }) = obs.requests.first()
+        && !turn.leads
+        && !matches!(job, Job::Replace { .. } | Job::Stop { .. })
+    {
+        return Some((
+            Step::CancelJob,
+            Why::CancelledForReinitialize { job: job.name() },
+        ));
+    }
+    let busy = if turn.leads {
+        Why::BusyLeading { job: job.name() }
+    } else {
+        Why::Busy { job: job.name() }
+    };
+    let rest = Some((Step::Rest, busy));
+    match job {
+        Job::Promote if turn.leads => switchover::done(turn, cluster).or(rest),
+        Job::Promote | Job::StartPrimary { .. } if turn.paused() => rest,
+        Job::Promote => lost_before_promote(turn, *cancelled).or(rest),
+        Job::StartPrimary { .. } => lost_during(turn, job).or(rest),
+        Job::Restart { .. } => match obs.postgres.role {
+            Role::Primary | Role::Promoted if !turn.leads && !turn.paused() => {
+                lost_during(turn, job)
+            }
+            Role::Primary
+            | Role::Promoted
+            | Role::Uninitialized
+            | Role::Replica
+            | Role::StandbyLeader
+            | Role::Demoted => rest,
+        },
+        Job::Stop {
+            purpose: StopPurpose::Switchover,
+            ..
+        } if turn.leads => switchover::while_stopping(turn, cluster, *shut_down_at),
+        Job::CheckDivergence { .. } if cluster.is_unlocked() && !cancelled => {
+            Some((Step::CancelJob, Why::LeaderGoneWhileComparing))
+        }
+        Job::Stop { .. }
+        | Job::CheckDivergence { .. }
+        | Job::Bootstrap
+        | Job::Clone { .. }
+        | Job::StartStandby { .. }
+        | Job::RestartToFollow { .. }
+        | Job::CrashRecovery
+        | Job::Rewind { .. }
+        | Job::Replace { .. } => rest,
+    }
+}
+
+fn lost_before_promote(turn: &mut Turn<'_>, cancelled: bool) -> Choice {
+    if matches!(turn.obs.postgres.position, Some(Position::Primary { .. })) {
+        return Some((
+            turn.stop_for_lost_lease(),
+            Why::LostDuring {
+                job: Job::Promote.name(),
+            },
+        ));
+    }
+    (!cancelled).then_some((Step::CancelJob, Why::LostBeforePromote))
+}
+
+fn lost_during(turn: &mut Turn<'_>, job: &Job) -> Choice {
+    (!turn.leads).then(|| {
+        (
+            turn.stop_for_lost_lease(),
+            Why::LostDuring { job: job.name() },
+        )
+    })
+}
+
+/// Draws the consequences of an ended job; level-triggered within its turn.
+pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let obs = turn.obs;
+    let JobView::Finished { job, end } = &obs.job else {
+        return PASS;
+    };
+    let done = match end {
+        JobEnd::Done | JobEnd::StoppedAt(_) => true,
+        JobEnd::Failed(_) | JobEnd::Cancelled => false,
+    };
+    match job {
+        Job::Bootstrap => {
+            if turn.memory.bootstrap == Bootstrap::Claimed {
+                turn.memory.bootstrap = if done {
+                    Bootstrap::Ready
+                } else {
+                    Bootstrap::Failed
+                };
+            }
+            PASS
+        }
+        Job::Clone { .. } | Job::Replace { .. } => {
+            if done && matches!(obs.postgres.process, Process::Down { .. }) {
+                history_is_the_sources(turn);
+            }
+            PASS
+        }
+        Job::Rewind { .. } => {
+            if done && matches!(obs.postgres.process, Process::Down { .. }) {
+                history_is_the_sources(turn);
+            }
+            PASS
+        }
+        Job::CrashRecovery => {
+            turn.memory.crash_recovery_done = true;
+            PASS
+        }
+        Job::Stop { .. } => {
+            if let JobEnd::StoppedAt(at) = end
+                && matches!(obs.postgres.process, Process::Down { .. })
+                && turn.memory.stopped_at.is_none()
+            {
+                turn.memory.stopped_at = Some((*at, obs.now));
+            }
+            if let JobEnd::Failed(detail) = end
+                && !matches!(obs.postgres.process, Process::Down { .. })
+            {
+                turn.wake_in(1000);
+                let detail = detail.clone();
+                return if obs.stopping {
+                    Some((Step::Exit { failure: true }, Why::CannotStop { detail }))
+                } else {
+                    stop_again(turn, detail)
+                };
+            }
+            PASS
+        }
+        Job::StartPrimary { .. } if !done && turn.leads && obs.tried.release.is_none() => {
+            super::recovery::start_failed(turn, cluster)
+        }
+        Job::StartStandby { .. }
+            if !done && turn.leads && matches!(obs.postgres.process, Process::Down { .. }) =>
+        {
+            Some((Step::Release { publish: None }, Why::FailedToStartLeading))
+        }
+        Job::StartPrimary { .. }
+        | Job::StartStandby { .. }
+        | Job::Promote
+        | Job::RestartToFollow { .. }
+        | Job::Restart { .. }
+        | Job::CheckDivergence { .. } => PASS,
+    }
+}
+
+fn history_is_the_sources(turn: &mut Turn<'_>) {
+    turn.memory.fresh = true;
+    turn.memory.was_primary_on = None;
+    turn.memory.crash_recovery_done = false;
+    turn.memory.compared_with = None;
+}
+
+/// A primary that must not serve is stopped by all means; anything else may go on.
+fn stop_again(turn: &mut Turn<'_>, detail: String) -> Choice {
+    let unleased = !turn.leads && !turn.paused() && super::deadline::may_write(turn);
+    unleased.then(|| (turn.stop_for_lost_lease(), Why::CannotStop { detail }))
+}
+
+/// Whether the acquisition of this turn succeeded.
+pub(super) fn just_acquired(turn: &Turn<'_>) -> bool {
+    match turn.obs.tried.acquire {
+        Some(Outcome::Done) => true,
+        None | Some(Outcome::Refused | Outcome::Unknown) => false,
+    }
+}

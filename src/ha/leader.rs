@@ -1,0 +1,239 @@
+//! The holder of the leader key: keeping the lease in step with the store, and what a leader does when all is well
+//! (spec/ha.md §5.9, §5.11).
+
+use crate::cluster::{Cluster, Initialize};
+use crate::types::{Role, Timeline};
+
+use super::decision::{Job, Step, StopMode, StopPurpose, Why, Write};
+use super::observation::{JobView, Outcome, Position, Process, Synchronous};
+use super::turn::{Choice, Turn, stop};
+use super::{PASS, deadline, standby, switchover};
+
+/// Keeps the record of the lease in step with the snapshot, and renews it.
+pub(super) fn hold(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let obs = turn.obs;
+    let mine = cluster.is_led_by(&obs.me);
+    let Some(lease) = &obs.lease else {
+        let lost = obs.tried.renew == Some(Outcome::Refused)
+            || obs.tried.release.is_some()
+            || obs.tried.hand_over.is_some();
+        let adopt = mine && !lost && obs.tried.acquire.is_none() && !obs.stopping;
+        return adopt.then_some((Step::Adopt, Why::KeyIsMine));
+    };
+    if !mine {
+        let why = cluster
+            .leader
+            .as_ref()
+            .map_or(Why::KeyGone, |leader| Why::KeyTaken {
+                by: leader.name.clone(),
+            });
+        return Some((Step::ForgetLease, why));
+    }
+    turn.wake_by(deadline::next_renewal(lease, &obs.settings));
+    if let Some(deadline) = turn.deadline()
+        && deadline > obs.now
+    {
+        turn.wake_by(deadline);
+    }
+    match obs.tried.renew {
+        None if deadline::renewal_due(lease, &obs.settings, obs.now) => {
+            Some((Step::Renew, Why::RenewalDue))
+        }
+        None | Some(Outcome::Done) => PASS,
+        Some(Outcome::Refused) => Some((Step::ForgetLease, Why::RenewalRefused)),
+        // Nothing that only a leader may do is begun on a lease of which the last word is doubt; a stop on its way goes on.
+        Some(Outcome::Unknown) => match &obs.job {
+            JobView::Running { .. } => PASS,
+            JobView::Idle | JobView::Finished { .. } if obs.stopping => PASS,
+            JobView::Idle | JobView::Finished { .. } => {
+                turn.wake_in(500);
+                Some((
+                    Step::Rest,
+                    Why::RenewalUnanswered {
+                        until: turn.deadline().unwrap_or(obs.now),
+                    },
+                ))
+            }
+        },
+    }
+}
+
+/// The store is silent: the lease covers a primary to its end (then `deadline` stops it), nothing else is begun.
+pub(super) fn without_store(turn: &mut Turn<'_>) -> (Step, Why) {
+    if turn.paused() {
+        return (Step::Rest, Why::StoreSilentPaused);
+    }
+    let writable = deadline::may_write(turn);
+    match turn.deadline() {
+        Some(until) => {
+            turn.wake_by(until);
+            let why = if writable {
+                Why::StoreSilentLeading { until }
+            } else {
+                Why::StoreSilent
+            };
+            (Step::Rest, why)
+        }
+        None if writable && !is_stopping(turn) && !is_bootstrapping(turn) => (
+            stop(StopMode::Fast, StopPurpose::StoreSilent),
+            Why::PrimaryWithoutLease,
+        ),
+        None => (Step::Rest, Why::StoreSilent),
+    }
+}
+
+fn is_stopping(turn: &Turn<'_>) -> bool {
+    matches!(
+        turn.obs.job,
+        JobView::Running {
+            job: Job::Stop { .. },
+            ..
+        }
+    )
+}
+
+fn is_bootstrapping(turn: &Turn<'_>) -> bool {
+    use super::observation::Bootstrap;
+    match turn.memory.bootstrap {
+        Bootstrap::Claimed | Bootstrap::Ready | Bootstrap::Failed => true,
+        Bootstrap::None | Bootstrap::Claiming | Bootstrap::InDoubt(_) => false,
+    }
+}
+
+/// Documents that a leader repairs (spec/ha.md §5.1 rows 4 and 5).
+pub(super) fn repair(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
+    if turn.writes_fail() {
+        return PASS;
+    }
+    let valid = match &cluster.initialize {
+        Initialize::Done(_) => true,
+        Initialize::Absent | Initialize::InProgress | Initialize::Invalid(_) => false,
+    };
+    if let Some(system_id) = super::recovery::system_id(turn)
+        && !valid
+    {
+        return Some((
+            Step::Write(Write::Initialize(system_id.clone())),
+            Why::WritingInitialize,
+        ));
+    }
+    (cluster.config.is_none() && turn.obs.tried.write.is_none())
+        .then_some((Step::Write(Write::Config), Why::WritingConfig))
+}
+
+/// The leader runs as a primary.
+pub(super) fn primary(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline) -> (Step, Why) {
+    turn.memory.abdicating = false;
+    if let Some(choice) = watchdog(turn) {
+        return choice;
+    }
+    steady(turn, cluster, timeline).unwrap_or_else(|| {
+        (
+            Step::Rest,
+            Why::Leading {
+                me: turn.obs.me.clone(),
+            },
+        )
+    })
+}
+
+/// What a running primary with the key does besides serving; also in pause.
+pub(super) fn steady(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
+    repair(turn, cluster)
+        .or_else(|| switchover::on_request(turn, cluster))
+        .or_else(|| history(turn, cluster, timeline))
+        .or_else(|| drop_sync(turn, cluster))
+}
+
+fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
+    // Once per turn: a document that stays behind although it was written must not keep the turn from its rest.
+    if turn.obs.tried.write.is_some() {
+        return PASS;
+    }
+    let current = match &cluster.history {
+        None => timeline == Timeline(1),
+        Some(history) => match history.entries.last() {
+            None => timeline == Timeline(1),
+            Some(last) => {
+                last.timeline.0 + 1 == timeline.0
+                    && last.timestamp.is_some()
+                    && last.new_leader.is_some()
+            }
+        },
+    };
+    (!current).then_some((Step::Write(Write::History), Why::WritingHistory))
+}
+
+fn drop_sync(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
+    let off = match turn.obs.settings.synchronous {
+        Synchronous::Off => true,
+        Synchronous::Priority { .. } | Synchronous::Quorum { .. } => false,
+    };
+    (off && cluster.sync.leader.is_some() && turn.obs.tried.write.is_none())
+        .then_some((Step::Write(Write::DropSync), Why::DroppingSync))
+}
+
+/// Arms the device once per lease; without a required one this node does not lead.
+fn watchdog(turn: &mut Turn<'_>) -> Choice {
+    let view = turn.obs.watchdog;
+    if view.armed {
+        return PASS;
+    }
+    if !turn.memory.watchdog_tried {
+        turn.memory.watchdog_tried = true;
+        return Some((Step::ArmWatchdog, Why::ArmingWatchdog));
+    }
+    if !turn.obs.settings.watchdog_required {
+        return PASS;
+    }
+    turn.memory.no_race_until = Some(turn.obs.now + turn.obs.settings.ttl);
+    match turn.obs.postgres.position {
+        Some(Position::Primary { .. }) | None => {
+            turn.memory.abdicating = true;
+            Some((
+                stop(StopMode::Immediate, StopPurpose::CannotLead),
+                Why::WatchdogFailed,
+            ))
+        }
+        Some(Position::Standby { .. }) => {
+            Some((Step::Release { publish: None }, Why::WatchdogFailed))
+        }
+    }
+}
+
+/// The leader runs as a standby: promote it.
+pub(super) fn standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    if let Some(choice) = standby::lead(turn, cluster) {
+        return choice;
+    }
+    if let Some(detail) = turn.failed(|job| *job == Job::Promote) {
+        // Parity with upstream's pre_promote: somebody else's turn for one ttl.
+        turn.memory.no_race_until = Some(turn.obs.now + turn.obs.settings.ttl);
+        return (
+            Step::Release { publish: None },
+            Why::PromotionFailed { detail },
+        );
+    }
+    match turn.obs.postgres.role {
+        Role::Promoted => return (Step::Rest, Why::PromotionUnderWay),
+        Role::Uninitialized
+        | Role::Replica
+        | Role::Primary
+        | Role::StandbyLeader
+        | Role::Demoted => {}
+    }
+    if let Some(choice) = watchdog(turn) {
+        return choice;
+    }
+    promote(turn)
+}
+
+/// Starts the promotion.
+pub(super) fn promote(turn: &Turn<'_>) -> (Step, Why) {
+    debug_assert!(turn.leads && matches!(turn.obs.postgres.process, Process::Up));
+    let why = match turn.obs.tried.acquire {
+        Some(Outcome::Done) => Why::PromotedByAcquiring,
+        None | Some(Outcome::Refused | Outcome::Unknown) => Why::PromotedWithLock,
+    };
+    (Step::Start(Job::Promote), why)
+}

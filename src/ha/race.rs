@@ -1,0 +1,277 @@
+//! Nobody leads: who may take the key (spec/ha.md §5.8, §6).
+//!
+//! Several members may find themselves fit at the same time; the store decides. Whoever is stricter here is safe; laxer is not.
+
+use crate::cluster::{Cluster, FailoverRequest};
+use crate::types::{Lsn, MemberName, Timeline};
+
+use super::PASS;
+use super::decision::{Asked, Step, Why};
+use super::observation::{Outcome, PeerAnswer, Position};
+use super::standby;
+use super::switchover::in_force;
+use super::turn::{Choice, Turn, limitation};
+
+/// A member that holds back looks again this soon, should no event come.
+const LOOK_AGAIN_MILLIS: u64 = 1000;
+
+/// A primary without the key, and the key is free: after a resume, an import of an existing server, or a key deleted by hand.
+pub(super) fn as_primary(
+    turn: &mut Turn<'_>,
+    cluster: &Cluster,
+    timeline: Timeline,
+) -> (Step, Why) {
+    if let Some(newer) = cluster.timeline()
+        && newer > timeline
+    {
+        return (
+            turn.stop_for_lost_lease(),
+            Why::StalePrimary {
+                mine: timeline,
+                cluster: newer,
+            },
+        );
+    }
+    let tried = &turn.obs.tried;
+    match tried.acquire {
+        None if tried.renew != Some(Outcome::Refused)
+            && tried.release.is_none()
+            && !turn.memory.abdicating =>
+        {
+            (Step::Acquire, Why::PrimaryTakesFreeKey)
+        }
+        None | Some(Outcome::Done | Outcome::Refused | Outcome::Unknown) => {
+            (turn.stop_for_lost_lease(), Why::PrimaryLostRace)
+        }
+    }
+}
+
+/// A standby, and the key is free.
+pub(super) fn as_standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    turn.wake_in(LOOK_AGAIN_MILLIS);
+    let outcome = match turn.obs.tried.acquire {
+        Some(outcome) => Some(lost(turn, outcome)),
+        None if turn.obs.tried.release.is_some() || turn.obs.tried.hand_over.is_some() => {
+            Some((Step::Rest, Why::KeyGone))
+        }
+        None => back_off(turn, cluster).or_else(|| unfit(turn, cluster)),
+    };
+    let previous = turn.my_lsn();
+    let verdict = outcome.unwrap_or_else(|| elect(turn, cluster));
+    turn.memory.previous_lsn = Some((turn.obs.now, previous));
+    if verdict.0 == Step::Rest
+        && let Some(choice) = standby::without_leader(turn)
+    {
+        return choice;
+    }
+    verdict
+}
+
+fn lost(turn: &mut Turn<'_>, outcome: Outcome) -> (Step, Why) {
+    match outcome {
+        Outcome::Done | Outcome::Refused => (Step::Rest, Why::LostRace),
+        Outcome::Unknown => {
+            turn.wake_in(100);
+            (Step::Rest, Why::RaceInDoubt)
+        }
+    }
+}
+
+/// `primary_race_backoff`: while WAL still arrives, the primary may only have lost the store (spec/ha.md §5.8).
+fn back_off(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let backoff = turn.obs.settings.primary_race_backoff;
+    let named = cluster
+        .failover
+        .as_ref()
+        .is_some_and(|request| request.candidate.is_some());
+    if backoff.is_zero() || named || turn.obs.settings.standby_cluster.is_some() {
+        return PASS;
+    }
+    let now = turn.obs.now;
+    let since = *turn.memory.race_backoff.get_or_insert(now);
+    let until = since + backoff;
+    let (_, before) = turn.memory.previous_lsn?;
+    let arriving = match &turn.obs.postgres.position {
+        Some(Position::Standby { replication, .. }) => {
+            *replication == Some(crate::types::ReplicationState::Streaming)
+                && turn.my_lsn() > before
+        }
+        Some(Position::Primary { .. }) | None => false,
+    };
+    let fresh = now.until(until) > backoff.saturating_sub(turn.obs.settings.loop_wait);
+    if now < until && (arriving || fresh) {
+        turn.wake_by(until);
+        return Some((Step::Rest, Why::RaceBackoff { until }));
+    }
+    PASS
+}
+
+/// What forbids this member to lead without asking anybody.
+fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let obs = turn.obs;
+    if let Some(until) = turn.memory.no_race_until {
+        if obs.now < until {
+            turn.wake_by(until);
+            return Some((Step::Rest, Why::NoRaceUntil { until }));
+        }
+        turn.memory.no_race_until = None;
+    }
+    if obs.tags.never_leads() {
+        return Some((Step::Rest, Why::NoFailover));
+    }
+    let request = in_force(turn, cluster);
+    if request.is_some_and(|request| request.candidate.as_ref() == Some(&obs.me)) {
+        return Some((Step::Acquire, Why::RacingAsCandidate));
+    }
+    if obs.settings.watchdog_required && !obs.watchdog.usable {
+        return Some((Step::Rest, Why::WatchdogUnusable));
+    }
+    if request.is_none() {
+        let lag = cluster.status.optime.ahead_of(turn.my_lsn());
+        if lag > obs.settings.maximum_lag_on_failover {
+            return Some((Step::Rest, Why::LagsBehind { bytes: lag }));
+        }
+    }
+    behind_timeline(turn, cluster)
+}
+
+fn behind_timeline(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
+    if !turn.obs.settings.check_timeline || turn.obs.settings.standby_cluster.is_some() {
+        return PASS;
+    }
+    let newest = cluster.timeline()?;
+    let mine = turn.my_timeline();
+    (mine < Some(newest)).then_some((
+        Step::Rest,
+        Why::BehindTimeline {
+            mine,
+            cluster: newest,
+        },
+    ))
+}
+
+/// Asks the others and compares.
+fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    let request = in_force(turn, cluster);
+    let whom = voters(turn, cluster, request);
+    let Some(answers) = turn.answers(&whom) else {
+        return (Step::AskPeers { whom }, Why::AskingPeers);
+    };
+    if let Some(request) = request
+        && let Some(choice) = manual(turn, request, &answers)
+    {
+        return choice;
+    }
+    if let Some(why) = objection(turn, &answers) {
+        return (Step::Rest, why);
+    }
+    (Step::Acquire, Why::Racing)
+}
+
+/// Everybody of the last time when there was a leader, and everybody who is there now.
+fn voters(turn: &Turn<'_>, cluster: &Cluster, request: Option<&FailoverRequest>) -> Vec<Asked> {
+    let mut voters: Vec<Asked> = Vec::new();
+    let absent = turn
+        .memory
+        .last_led
+        .values()
+        .filter(|member| !cluster.members.contains_key(&member.name));
+    for (member, alive) in cluster
+        .members
+        .values()
+        .map(|member| (member, true))
+        .chain(absent.map(|member| (member, false)))
+    {
+        let led = turn.memory.last_leader.as_ref() == Some(&member.name);
+        let candidate =
+            request.is_some_and(|request| request.candidate.as_ref() == Some(&member.name));
+        // One that never leads does not vote either; but the last leader is asked whether it is still a primary.
+        if !member.tags.never_leads() || led || candidate {
+            voters.extend(turn.asked(member, alive));
+        }
+    }
+    voters
+}
+
+/// A switchover or failover that has lost its leader (spec/ha.md §6.5).
+fn manual(
+    turn: &mut Turn<'_>,
+    request: &FailoverRequest,
+    answers: &[(MemberName, PeerAnswer)],
+) -> Choice {
+    let now = turn.obs.now;
+    let able = |answer: &PeerAnswer| answer.in_recovery && limitation(answer).is_none();
+    if let Some(candidate) = &request.candidate {
+        let healthy = answers
+            .iter()
+            .any(|(name, answer)| name == candidate && able(answer));
+        // A candidate that everyone sees but that does not see the store must not keep the cluster without a leader for ever.
+        let until = *turn
+            .memory
+            .yield_until
+            .get_or_insert(now + turn.obs.settings.ttl);
+        if healthy && now < until {
+            turn.wake_by(until);
+            return Some((
+                Step::Rest,
+                Why::LeavingToCandidate {
+                    candidate: candidate.clone(),
+                },
+            ));
+        }
+    }
+    if request.leader.as_ref() == Some(&turn.obs.me) {
+        let broken = request.candidate.as_ref();
+        let others = answers
+            .iter()
+            .any(|(name, answer)| Some(name) != broken && able(answer));
+        let until = *turn
+            .memory
+            .yield_until
+            .get_or_insert(now + turn.obs.settings.ttl);
+        if others && now < until {
+            turn.wake_by(until);
+            return Some((Step::Rest, Why::FormerLeaderHoldsBack));
+        }
+    }
+    PASS
+}
+
+/// The first answer that speaks against this member (spec/ha.md §6.3).
+fn objection(turn: &Turn<'_>, answers: &[(MemberName, PeerAnswer)]) -> Option<Why> {
+    let (mine, my_priority) = (turn.my_lsn(), turn.obs.tags.leader_priority());
+    if let Some((peer, _)) = answers.iter().find(|(_, answer)| !answer.in_recovery) {
+        return Some(Why::PrimaryAlive { peer: peer.clone() });
+    }
+    for (peer, answer) in answers
+        .iter()
+        .filter(|(_, answer)| limitation(answer).is_none())
+    {
+        if ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine)) {
+            return Some(Why::PeerAhead {
+                peer: peer.clone(),
+                lsn: answer.lsn,
+            });
+        }
+        let former = turn.memory.last_leader.as_ref() == Some(peer);
+        if answer.lsn > Lsn::ZERO
+            && answer.lsn == mine
+            && my_priority < answer.tags.leader_priority()
+            && !former
+        {
+            return Some(Why::PeerPreferred { peer: peer.clone() });
+        }
+    }
+    None
+}
+
+/// Positions on different timelines are compared by timeline: the older one is either a prefix, or a tail that was left behind when the
+/// newer one was opened, however long it is.
+fn ahead(theirs: (Option<Timeline>, Lsn), mine: (Option<Timeline>, Lsn)) -> bool {
+    match (theirs, mine) {
+        ((Some(their_timeline), _), (Some(my_timeline), _)) if their_timeline != my_timeline => {
+            their_timeline > my_timeline
+        }
+        ((_, their_lsn), (_, my_lsn)) => their_lsn > my_lsn,
+    }
+}

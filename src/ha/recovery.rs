@@ -1,0 +1,482 @@
+//! PostgreSQL is down, starting, or not ours: bring it back without ever letting a diverged history follow (S3; spec/ha.md §5.3,
+//! §5.6, §5.7, §15).
+
+use std::time::Duration;
+
+use crate::cluster::{Cluster, Initialize, Member};
+use crate::types::{MemberName, Moment, Role, SystemId};
+
+use super::decision::{Job, ReplaceReason, Step, StopMode, StopPurpose, Why};
+use super::observation::{ControlState, Directory, Divergence, Process, Upstream};
+use super::turn::{Choice, Turn, as_upstream, named, stop};
+use super::{PASS, standby, switchover};
+
+/// After a start or a comparison failed it is tried again so much later, if nothing else happens.
+const TRY_AGAIN_MILLIS: u64 = 1000;
+
+/// My directory's identifier.
+pub(super) fn system_id<'a>(turn: &Turn<'a>) -> Option<&'a SystemId> {
+    match &turn.obs.postgres.directory {
+        Directory::Present { system_id, .. } => system_id.as_ref(),
+        Directory::Empty | Directory::Inaccessible(_) => None,
+    }
+}
+
+/// Whose data is this? (spec/ha.md §5.6)
+pub(super) fn identity(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let Directory::Present { system_id, control } = &turn.obs.postgres.directory else {
+        return PASS;
+    };
+    let down = matches!(turn.obs.postgres.process, Process::Down { .. });
+    match (system_id, &cluster.initialize) {
+        (None, _) if down || control.is_none() => Some(if turn.leads && down {
+            (Step::Release { publish: None }, Why::NoDataWithLock)
+        } else {
+            (Step::Rest, Why::DirectoryBroken)
+        }),
+        (Some(mine), Initialize::Done(theirs)) if mine != theirs => {
+            Some(foreign(turn, mine.clone(), theirs.clone()))
+        }
+        (
+            Some(_) | None,
+            Initialize::Done(_)
+            | Initialize::Absent
+            | Initialize::InProgress
+            | Initialize::Invalid(_),
+        ) => PASS,
+    }
+}
+
+/// Another cluster's data: the agent ends; PostgreSQL is stopped, the key released.
+pub(super) fn foreign(turn: &mut Turn<'_>, mine: SystemId, theirs: SystemId) -> (Step, Why) {
+    let why = Why::SystemIdMismatch { mine, theirs };
+    let step = match turn.obs.postgres.process {
+        Process::Up | Process::Starting { .. } => stop(StopMode::Fast, StopPurpose::Shutdown),
+        Process::Down { .. } if turn.leads && turn.obs.tried.release.is_none() => {
+            Step::Release { publish: None }
+        }
+        Process::Down { .. } => Step::Exit { failure: true },
+    };
+    (step, why)
+}
+
+/// The directory cannot be read.
+pub(super) fn inaccessible(turn: &mut Turn<'_>, detail: &str) -> (Step, Why) {
+    if turn.leads && matches!(turn.obs.postgres.process, Process::Down { .. }) {
+        return (Step::Release { publish: None }, Why::NoDataWithLock);
+    }
+    (
+        Step::Rest,
+        Why::DirectoryInaccessible {
+            detail: detail.to_owned(),
+        },
+    )
+}
+
+/// The postmaster does not accept connections yet and no job of ours starts it.
+pub(super) fn starting(turn: &mut Turn<'_>, cluster: &Cluster, since: Moment) -> (Step, Why) {
+    let obs = turn.obs;
+    if !turn.leads {
+        if let Some(other) = &cluster.leader
+            && super::deadline::may_write(turn)
+        {
+            return (
+                turn.stop_for_lost_lease(),
+                Why::SomebodyElseLeads {
+                    leader: other.name.clone(),
+                },
+            );
+        }
+        turn.wake_in(TRY_AGAIN_MILLIS);
+        return (Step::Rest, Why::Starting);
+    }
+    let timeout = obs.settings.primary_start_timeout;
+    let took = obs.now.since(since);
+    if took >= timeout {
+        return too_slow(turn, cluster, took);
+    }
+    turn.wake_by(since + timeout);
+    turn.wake_in(TRY_AGAIN_MILLIS);
+    switchover::on_request(turn, cluster).unwrap_or((Step::Rest, Why::Starting))
+}
+
+fn too_slow(turn: &mut Turn<'_>, cluster: &Cluster, took: Duration) -> (Step, Why) {
+    match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
+        Err(whom) => (Step::AskPeers { whom }, Why::AskingCandidates),
+        Ok(able) if able.is_empty() => (Step::Rest, Why::StartSlowNobodyElse),
+        Ok(_) => {
+            turn.memory.abdicating = true;
+            (
+                stop(StopMode::Immediate, StopPurpose::CannotLead),
+                Why::StartTooSlow { after: took },
+            )
+        }
+    }
+}
+
+/// The job that was to start the leader's server in place has failed or timed out.
+pub(super) fn start_failed(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    match turn.obs.postgres.process {
+        Process::Up => PASS,
+        Process::Starting { .. } => Some(too_slow(
+            turn,
+            cluster,
+            turn.obs.settings.primary_start_timeout,
+        )),
+        Process::Down { .. } => Some(
+            match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
+                Err(whom) => (Step::AskPeers { whom }, Why::AskingCandidates),
+                Ok(able) if able.is_empty() => {
+                    turn.wake_in(TRY_AGAIN_MILLIS);
+                    (Step::Rest, Why::FailedToStartLeading)
+                }
+                Ok(_) => (Step::Release { publish: None }, Why::FailedToStartLeading),
+            },
+        ),
+    }
+}
+
+/// No postmaster.
+pub(super) fn down(turn: &mut Turn<'_>, cluster: &Cluster, crashed: bool) -> (Step, Why) {
+    if let Some(detail) =
+        turn.failed(|job| matches!(job, Job::StartStandby { .. } | Job::RestartToFollow { .. }))
+    {
+        turn.wake_in(TRY_AGAIN_MILLIS);
+        return (
+            Step::Rest,
+            Why::JobFailed {
+                job: "restarting after failure",
+                detail,
+            },
+        );
+    }
+    if let Some(choice) = standby::start(turn, cluster) {
+        return choice;
+    }
+    match &cluster.leader {
+        _ if turn.leads => down_leading(turn, cluster, crashed),
+        Some(leader) => rejoin(turn, cluster, &leader.name),
+        None => {
+            turn.memory.abdicating = false;
+            (
+                Step::Start(Job::StartStandby {
+                    of: Upstream::Nobody,
+                }),
+                Why::ReadOnlyWithoutLeader,
+            )
+        }
+    }
+}
+
+fn down_leading(turn: &mut Turn<'_>, cluster: &Cluster, crashed: bool) -> (Step, Why) {
+    if turn.memory.abdicating {
+        return (Step::Release { publish: None }, Why::GivingUpLock);
+    }
+    if turn.memory.switching
+        && let Some(choice) = switchover::after_stop(turn, cluster)
+    {
+        return choice;
+    }
+    if turn.is_primary_in_place() {
+        let timeout = turn.obs.settings.primary_start_timeout;
+        if timeout.is_zero() && crashed {
+            match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
+                Err(whom) => return (Step::AskPeers { whom }, Why::AskingCandidates),
+                Ok(able) if !able.is_empty() => {
+                    return (Step::Release { publish: None }, Why::GivingUpLock);
+                }
+                Ok(_) => {}
+            }
+        }
+        let timeout = if timeout.is_zero() {
+            turn.obs.settings.ttl
+        } else {
+            timeout
+        };
+        return (
+            Step::Start(Job::StartPrimary { timeout }),
+            Why::RestartingInPlace { crashed },
+        );
+    }
+    (
+        Step::Start(Job::StartStandby {
+            of: Upstream::Nobody,
+        }),
+        Why::ReadOnlyWithLock,
+    )
+}
+
+impl Turn<'_> {
+    /// The directory is a primary's that has not been turned into a standby's: under a lease that was never lost it may go on where
+    /// it stands, because nobody can have led in between.
+    fn is_primary_in_place(&self) -> bool {
+        self.was_primary_by_control() && !self.obs.postgres.standby_configured
+    }
+}
+
+/// Somebody else leads and our server is down: start it as their standby, after proof that it can be one.
+fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, Why) {
+    turn.memory.abdicating = false;
+    let Some(leader) = cluster.members.get(name) else {
+        return (
+            Step::Rest,
+            Why::LeaderUnknown {
+                leader: name.clone(),
+            },
+        );
+    };
+    let Some(upstream) = turn.upstream(cluster, name) else {
+        return (
+            Step::Rest,
+            Why::LeaderUnknown {
+                leader: name.clone(),
+            },
+        );
+    };
+    if let Some(detail) = verdict(turn, cluster, leader) {
+        return repair(turn, leader, detail);
+    }
+    if turn.is_former_primary() && !proven(turn, leader) {
+        return prove(turn, leader);
+    }
+    let why = Why::StartingAsSecondary {
+        of: named(&upstream),
+    };
+    (Step::Start(Job::StartStandby { of: upstream }), why)
+}
+
+/// Whether this history is known to be a prefix of the leader's present one.
+pub(super) fn proven(turn: &Turn<'_>, leader: &Member) -> bool {
+    let compared = turn.memory.compared_with.as_ref();
+    match &turn.obs.postgres.divergence {
+        Divergence::Prefix { of } => {
+            *of == leader.name
+                && compared.is_some_and(|(name, timeline)| {
+                    *name == leader.name && *timeline == leader.timeline
+                })
+        }
+        Divergence::Unchecked | Divergence::Diverged { .. } | Divergence::RewindFailed { .. } => {
+            false
+        }
+    }
+}
+
+/// The known divergence from this leader, in words.
+pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<String> {
+    if turn.memory.fresh {
+        return None;
+    }
+    let detail = match &turn.obs.postgres.divergence {
+        Divergence::Diverged { from, detail } if *from == leader.name => Some(detail.clone()),
+        Divergence::RewindFailed { from } if *from == leader.name => {
+            Some("pg_rewind failed".to_owned())
+        }
+        Divergence::Diverged { .. }
+        | Divergence::RewindFailed { .. }
+        | Divergence::Unchecked
+        | Divergence::Prefix { .. } => None,
+    };
+    detail.or_else(|| same_timeline(turn, cluster, leader))
+}
+
+/// Two primaries may each have opened a timeline of the same number, and comparing numbers or files would not tell (both ended the
+/// old one at the same place). Whoever was a primary on a timeline that somebody else opened has another history.
+fn same_timeline(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<String> {
+    let mine = turn.memory.was_primary_on?;
+    let opened = cluster.history.as_ref()?.entries.last()?;
+    (opened.timeline.0 + 1 == mine.0 && opened.new_leader.as_ref() == Some(&leader.name)).then(
+        || {
+            format!(
+                "{} and this member both opened timeline {mine}",
+                leader.name
+            )
+        },
+    )
+}
+
+/// Begins the comparison, if the leader is ready for it.
+pub(super) fn prove(turn: &mut Turn<'_>, leader: &Member) -> (Step, Why) {
+    if !is_ready(leader) {
+        return (
+            Step::Rest,
+            Why::WaitingForPromotion {
+                leader: leader.name.clone(),
+            },
+        );
+    }
+    if let Some(detail) =
+        turn.failed(|job| matches!(job, Job::CheckDivergence { .. } | Job::CrashRecovery))
+    {
+        turn.wake_in(TRY_AGAIN_MILLIS);
+        return (
+            Step::Rest,
+            Why::JobFailed {
+                job: "comparing histories",
+                detail,
+            },
+        );
+    }
+    if turn.ended(|job| matches!(job, Job::CheckDivergence { .. }))
+        && turn.obs.postgres.divergence == Divergence::Unchecked
+    {
+        turn.wake_in(TRY_AGAIN_MILLIS);
+        let detail = "no verdict".to_owned();
+        return (
+            Step::Rest,
+            Why::JobFailed {
+                job: "comparing histories",
+                detail,
+            },
+        );
+    }
+    let down = matches!(turn.obs.postgres.process, Process::Down { .. });
+    if down && is_unclean(turn) && !turn.memory.crash_recovery_done {
+        return (Step::Start(Job::CrashRecovery), Why::CrashRecovering);
+    }
+    let Some(with) = as_upstream(leader) else {
+        return (
+            Step::Rest,
+            Why::LeaderUnknown {
+                leader: leader.name.clone(),
+            },
+        );
+    };
+    turn.memory.compared_with = Some((leader.name.clone(), leader.timeline));
+    let why = Why::Comparing { with: named(&with) };
+    (Step::Start(Job::CheckDivergence { with }), why)
+}
+
+impl Turn<'_> {
+    /// A job that ended in this turn, however.
+    fn ended(&self, which: impl Fn(&Job) -> bool) -> bool {
+        use super::observation::JobView;
+        match &self.obs.job {
+            JobView::Finished { job, .. } => which(job),
+            JobView::Idle | JobView::Running { .. } => false,
+        }
+    }
+}
+
+/// A leader whose history can be compared with: it has left recovery.
+pub(super) fn is_ready(leader: &Member) -> bool {
+    match leader.role {
+        Some(Role::Primary | Role::StandbyLeader) => true,
+        Some(Role::Uninitialized | Role::Replica | Role::Promoted | Role::Demoted) | None => false,
+    }
+}
+
+/// The primary was not shut down: where its history ends is not in the control file.
+fn is_unclean(turn: &Turn<'_>) -> bool {
+    turn.control().is_some_and(|control| {
+        !control.backup_label
+            && match control.state {
+                ControlState::StartingUp
+                | ControlState::ShuttingDown
+                | ControlState::InCrashRecovery
+                | ControlState::InProduction => true,
+                ControlState::ShutDown
+                | ControlState::ShutDownInRecovery
+                | ControlState::InArchiveRecovery
+                | ControlState::Unknown => false,
+            }
+    })
+}
+
+/// Histories diverged and the server is down: rewind or copy again, as allowed.
+fn repair(turn: &mut Turn<'_>, leader: &Member, detail: String) -> (Step, Why) {
+    let settings = &turn.obs.settings;
+    let failed = matches!(
+        turn.obs.postgres.divergence,
+        Divergence::RewindFailed { .. }
+    );
+    let Some(from) = as_upstream(leader) else {
+        return (
+            Step::Rest,
+            Why::LeaderUnknown {
+                leader: leader.name.clone(),
+            },
+        );
+    };
+    if !is_ready(leader) {
+        return (
+            Step::Rest,
+            Why::WaitingForPromotion {
+                leader: leader.name.clone(),
+            },
+        );
+    }
+    if let Some(detail) = turn.failed(|job| matches!(job, Job::Replace { .. })) {
+        turn.wake_in(5 * TRY_AGAIN_MILLIS);
+        return (
+            Step::Rest,
+            Why::JobFailed {
+                job: "reinitialize",
+                detail,
+            },
+        );
+    }
+    if let Some(detail) = turn.failed(|job| matches!(job, Job::Rewind { .. }))
+        && !failed
+    {
+        // Cancelled, or the source was not healthy: that says nothing about the directory.
+        turn.wake_in(TRY_AGAIN_MILLIS);
+        return (
+            Step::Rest,
+            Why::JobFailed {
+                job: "running pg_rewind",
+                detail,
+            },
+        );
+    }
+    if settings.may_rewind && !failed {
+        if !leader.checkpoint_after_promote {
+            return (
+                Step::Rest,
+                Why::WaitingForCheckpoint {
+                    leader: leader.name.clone(),
+                },
+            );
+        }
+        let from_name = leader.name.clone();
+        return (
+            Step::Start(Job::Rewind { from }),
+            Why::Rewinding {
+                from: from_name,
+                detail,
+            },
+        );
+    }
+    let because = if failed {
+        ReplaceReason::RewindFailed
+    } else {
+        ReplaceReason::Diverged
+    };
+    let allowed = settings.may_replace_diverged || (failed && settings.may_replace_unrewindable);
+    if allowed {
+        let why = Why::Recloning {
+            from: leader.name.clone(),
+            because,
+        };
+        return (Step::Start(Job::Replace { from, because }), why);
+    }
+    (
+        Step::Rest,
+        Why::CannotRejoin {
+            leader: leader.name.clone(),
+            detail,
+        },
+    )
+}
+
+/// Whether anything may be done about a divergence.
+pub(super) fn can_repair(turn: &Turn<'_>) -> bool {
+    let settings = &turn.obs.settings;
+    match &turn.obs.postgres.divergence {
+        Divergence::RewindFailed { .. } => {
+            settings.may_replace_diverged || settings.may_replace_unrewindable
+        }
+        Divergence::Unchecked | Divergence::Prefix { .. } | Divergence::Diverged { .. } => {
+            settings.may_rewind || settings.may_replace_diverged
+        }
+    }
+}

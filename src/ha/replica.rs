@@ -1,0 +1,113 @@
+//! A running standby whose leader is somebody else: receive from the right server, with proof that its history is ours
+//! (spec/ha.md §5.10).
+
+use crate::cluster::Cluster;
+use crate::types::{MemberName, ReplicationState};
+
+use super::decision::{Job, Step, StopMode, StopPurpose, Why};
+use super::observation::{Position, Upstream};
+use super::turn::{Turn, named, stop};
+use super::{recovery, standby};
+
+/// Follows `name`.
+pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, Why) {
+    turn.memory.abdicating = false;
+    turn.memory.race_backoff = None;
+    let steady = Why::Following {
+        me: turn.obs.me.clone(),
+        leader: name.clone(),
+    };
+    let (Some(leader), Some(upstream)) = (cluster.members.get(name), turn.upstream(cluster, name))
+    else {
+        return (
+            Step::Rest,
+            Why::LeaderUnknown {
+                leader: name.clone(),
+            },
+        );
+    };
+    if turn.obs.postgres.replay_paused && !turn.paused() && !turn.memory.replay_resumed {
+        turn.memory.replay_resumed = true;
+        return (Step::ResumeReplay, Why::ResumingReplay);
+    }
+    if let Some(choice) = standby::follow(turn, &upstream) {
+        return choice;
+    }
+    let pointed = turn.obs.postgres.follows.as_ref() == Some(&upstream);
+    if pointed && (is_streaming(turn) || turn.obs.tags.nostream) {
+        // PostgreSQL itself refuses to stream from a server whose history is not a continuation of this one.
+        turn.memory.was_primary_on = None;
+        return (Step::Rest, steady);
+    }
+    if let Some(detail) = recovery::verdict(turn, cluster, leader) {
+        return if turn.paused() || !recovery::can_repair(turn) {
+            (
+                Step::Rest,
+                Why::CannotRejoin {
+                    leader: name.clone(),
+                    detail,
+                },
+            )
+        } else {
+            (
+                stop(StopMode::Fast, StopPurpose::Maintenance),
+                Why::StoppingToRepair { detail },
+            )
+        };
+    }
+    if !recovery::proven(turn, leader) {
+        return if pointed && !recovery::is_ready(leader) {
+            (Step::Rest, steady)
+        } else {
+            recovery::prove(turn, leader)
+        };
+    }
+    if pointed {
+        return (Step::Rest, steady);
+    }
+    point(turn, upstream, name, steady)
+}
+
+/// Changes the upstream of a proven standby.
+pub(super) fn point(
+    turn: &mut Turn<'_>,
+    upstream: Upstream,
+    leader: &MemberName,
+    steady: Why,
+) -> (Step, Why) {
+    let words = named(&upstream);
+    if let Some((last, at)) = &turn.memory.followed
+        && *last == upstream
+        && turn.obs.now.since(*at) < turn.obs.settings.loop_wait
+    {
+        return (Step::Rest, steady);
+    }
+    turn.memory.followed = Some((upstream.clone(), turn.obs.now));
+    // primary_conninfo can be reloaded since PostgreSQL 13.
+    let reloadable = turn
+        .obs
+        .postgres
+        .version
+        .is_none_or(|version| version.at_least(13));
+    if reloadable {
+        let why = Why::FollowingDifferent {
+            leader: leader.clone(),
+            upstream: words,
+        };
+        (Step::Follow(upstream), why)
+    } else {
+        (
+            Step::Start(Job::RestartToFollow { of: upstream }),
+            Why::RestartingToFollow { upstream: words },
+        )
+    }
+}
+
+fn is_streaming(turn: &Turn<'_>) -> bool {
+    match &turn.obs.postgres.position {
+        Some(Position::Standby { replication, .. }) => {
+            *replication == Some(ReplicationState::Streaming)
+        }
+        Some(Position::Primary { .. }) | None => false,
+    }
+}

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod config;
 pub mod dcs;
 pub mod ha;
+pub mod init;
 pub mod json_text;
 pub mod node;
 pub mod peers;

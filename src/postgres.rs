@@ -14,6 +14,7 @@ pub mod control;
 pub mod params;
 pub mod pidfile;
 pub mod process;
+pub mod promote;
 pub mod quantity;
 pub mod ready;
 pub mod render;

@@ -100,16 +100,22 @@ pub(super) struct Replication<S> {
     inner: S,
     /// The rewritten startup message, as far as it has not been sent.
     pending: Vec<u8>,
-    done: bool,
+    wanted: bool,
 }
 
 impl<S> Replication<S> {
-    pub(super) fn new(inner: S) -> Self {
+    /// `wanted`: whether anything is to be added at all.
+    pub(super) fn new(inner: S, wanted: bool) -> Self {
         Replication {
             inner,
             pending: Vec::new(),
-            done: false,
+            wanted,
         }
+    }
+
+    /// Whether the startup message is still to come and to be changed.
+    pub(super) fn wanted(&self) -> bool {
+        self.wanted
     }
 }
 
@@ -154,10 +160,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replication<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_pending(context))?;
-        if !self.done
+        if self.wanted
             && let Some(message) = with_replication(bytes)
         {
-            self.done = true;
+            self.wanted = false;
             self.pending = message;
             return Poll::Ready(Ok(bytes.len()));
         }

@@ -5,3 +5,4 @@
 mod cluster;
 mod failover;
 mod life;
+mod queries;

@@ -8,6 +8,8 @@
 
 pub mod keys;
 pub mod memory;
+#[cfg(feature = "raft")]
+pub mod raft;
 
 use std::sync::Arc;
 use std::time::Duration;

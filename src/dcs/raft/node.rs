@@ -1,0 +1,1231 @@
+//! A Raft node at work: it forms or joins the cluster, serves its peers, passes requests on to the leader, and as the leader
+//! measures when keys expire.
+//!
+//! A disk has a node id of its own. Whoever lost the disk is a new node to Raft and cannot vote twice; it votes again once the
+//! leader has put it in the place of the old one. Only disks that were empty together, and have seen each other empty, found
+//! a cluster.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use openraft::error::{
+    CheckIsLeaderError, ClientWriteError, InstallSnapshotError, NetworkError, RPCError, RaftError,
+    Unreachable,
+};
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{
+    BasicNode, ChangeMembers, Raft, RaftNetwork, RaftNetworkFactory, ServerState, SnapshotPolicy,
+};
+use sha2::{Digest as _, Sha256};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::Settings;
+use super::disk::{Directory, LogStore, Machine, NodeFile, NodeId, Shared, TypeConfig, lock};
+use super::peer::{CallError, Peer, PeerSettings, Troubles};
+use super::state::{Action, Command, Outcome, Record, RequestId};
+use super::transport::{
+    Connection, Credentials, Introduction, Numbered, Reply, Request, Stage, Status,
+};
+use crate::types::Moment;
+
+/// One try to get a command through the present leader; then the leader is looked up again.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A node whose disk failed tries again after that.
+const REVIVE: Duration = Duration::from_secs(5);
+/// The log is compacted after that many entries.
+const SNAPSHOT_EVERY: u64 = 500;
+/// Entries kept behind the snapshot for followers that lag a little.
+const KEEP_ENTRIES: u64 = 100;
+/// Connections in the handshake; a further one replaces the oldest.
+const GREETING: usize = 32;
+/// Connections after the handshake.
+const CONNECTIONS: usize = 128;
+/// Requests of one connection that are worked on at the same time.
+const PARALLEL: usize = 64;
+/// An incoming connection without a request is closed after that.
+const SILENT: Duration = Duration::from_secs(120);
+
+/// The parts of a node that others may hold without keeping it alive.
+struct Who {
+    settings: Settings,
+    id: Mutex<Option<NodeId>>,
+    shared: Arc<Shared>,
+}
+
+impl Who {
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            introduction: Introduction {
+                cluster: self.settings.cluster.clone(),
+                formation: self.shared.read(|p| p.state.identity.clone()),
+                node: *lock(&self.id),
+                address: self.settings.self_addr.clone(),
+                ..Introduction::default()
+            },
+            secret: (self.settings.password.as_ref()).map(|secret| secret.expose().to_owned()),
+        }
+    }
+}
+
+/// What this node last knew of the others, to judge whether its own state is recent.
+#[derive(Default)]
+struct Contact {
+    /// As a follower: when the leader was last heard, and up to where it had committed then.
+    leader: Option<(Moment, u64)>,
+    /// As the leader: per node, when the last request was sent that it has acknowledged, and in which term.
+    followers: HashMap<NodeId, (u64, Moment)>,
+}
+
+/// A node. Its tasks are in [`Running`].
+pub(crate) struct Node {
+    who: Arc<Who>,
+    clock: fn() -> Moment,
+    life: watch::Sender<Option<Raft<TypeConfig>>>,
+    founder: Mutex<bool>,
+    peers: Mutex<HashMap<(String, Option<NodeId>), Peer>>,
+    troubles: Arc<Troubles>,
+    contact: Mutex<Contact>,
+    admission: tokio::sync::Mutex<()>,
+    origin: u64,
+    requests: AtomicU64,
+}
+
+/// A started node; dropping it stops everything the node does.
+pub(crate) struct Running {
+    /// The node.
+    pub(crate) node: Arc<Node>,
+    tasks: JoinSet<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        lock(&self.node.peers).clear();
+        let raft = self.node.life.send_replace(None);
+        if let (Some(raft), Ok(runtime)) = (raft, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { raft.shutdown().await });
+        }
+    }
+}
+
+/// The id of a founding node: the same on every node that computes it.
+fn founder_id(address: &str) -> NodeId {
+    let digest = Sha256::digest(address.as_bytes());
+    let bytes = digest.first_chunk::<8>().copied().unwrap_or_default();
+    u64::from_be_bytes(bytes).max(1)
+}
+
+/// Starts a node: takes the directory, listens, and lets it find its cluster in the background.
+///
+/// # Errors
+/// Settings that contradict each other, a directory that is not usable or in use, an address that cannot be bound.
+pub(crate) async fn start(settings: Settings, clock: fn() -> Moment) -> anyhow::Result<Running> {
+    settings.check()?;
+    let data_dir = settings.data_dir.clone();
+    let (directory, file) = tokio::task::spawn_blocking(move || {
+        let directory = Directory::open(&data_dir)?;
+        let file = directory.read_node()?;
+        anyhow::Ok((directory, file))
+    })
+    .await??;
+    let bind = settings.bind_addr.as_deref().unwrap_or(&settings.self_addr);
+    let listener = TcpListener::bind(bind)
+        .await
+        .with_context(|| format!("cannot listen on {bind} (raft.bind_addr)"))?;
+    if settings.password.is_none() && !settings.partners().is_empty() {
+        tracing::warn!(
+            "raft: no raft.password is set: every host that reaches {bind} can change the cluster"
+        );
+    }
+    let shared = Shared::new(clock);
+    let node = Arc::new(Node {
+        who: Arc::new(Who {
+            settings,
+            id: Mutex::new(file.as_ref().map(|f| f.id)),
+            shared,
+        }),
+        clock,
+        life: watch::Sender::new(None),
+        founder: Mutex::new(file.as_ref().is_some_and(|f| f.founder)),
+        peers: Mutex::default(),
+        troubles: Arc::default(),
+        contact: Mutex::default(),
+        admission: tokio::sync::Mutex::default(),
+        origin: rand::random(),
+        requests: AtomicU64::new(0),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&node).listen(listener));
+    tasks.spawn(Arc::clone(&node).live(Arc::new(directory), file));
+    Ok(Running { node, tasks })
+}
+
+/// Where a request has to go.
+enum Route {
+    Here(Raft<TypeConfig>),
+    There(NodeId, String),
+    Nowhere(String),
+}
+
+impl Node {
+    /// The settings it was started with.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.who.settings
+    }
+
+    /// The applied state.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.who.shared
+    }
+
+    fn id(&self) -> Option<NodeId> {
+        *lock(&self.who.id)
+    }
+
+    fn raft(&self) -> Option<Raft<TypeConfig>> {
+        self.life.borrow().clone()
+    }
+
+    /// Wraps an action into a command with a fresh request id.
+    pub(crate) fn command(&self, action: Action) -> Command {
+        Command {
+            request: RequestId {
+                origin: self.origin,
+                number: self.requests.fetch_add(1, Ordering::Relaxed),
+            },
+            action,
+        }
+    }
+
+    fn peer(&self, address: &str, wanted: Option<NodeId>) -> Peer {
+        let mut peers = lock(&self.peers);
+        let peer = peers
+            .entry((address.to_owned(), wanted))
+            .or_insert_with(|| {
+                let who = Arc::clone(&self.who);
+                let dialled = match &self.settings().detour {
+                    Some(detour) => detour(address),
+                    None => address.to_owned(),
+                };
+                let (peer, work) = Peer::new(PeerSettings {
+                    address: address.to_owned(),
+                    dialled,
+                    wanted,
+                    credentials: Arc::new(move || who.credentials()),
+                    timeout: self.settings().connection_timeout,
+                    clock: self.clock,
+                    troubles: Arc::clone(&self.troubles),
+                });
+                tokio::spawn(work);
+                peer
+            });
+        peer.clone()
+    }
+
+    async fn ask(&self, address: &str, request: &Request) -> Result<Reply, String> {
+        let call = async { self.peer(address, None).call(request).await };
+        match timeout(ATTEMPT, call).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("{address}: no answer in time")),
+        }
+    }
+
+    // ------------------------------------------------------------------ life
+
+    /// Finds out who this disk is and keeps its Raft running; a disk that fails is tried again.
+    async fn live(self: Arc<Self>, directory: Arc<Directory>, file: Option<NodeFile>) {
+        let me = match file {
+            Some(file) => file,
+            None => self.settle(&directory).await,
+        };
+        loop {
+            match self.raise(&directory, &me).await {
+                Ok(raft) => {
+                    self.life.send_replace(Some(raft.clone()));
+                    tokio::select! {
+                        () = self.found(&raft, &me) => {}
+                        () = self.seek_admission(&raft, &me) => {}
+                        () = self.lead(&raft) => {}
+                        error = failure(&raft) => tracing::error!("raft: this node has stopped: {error}"),
+                    }
+                    self.life.send_replace(None);
+                    let _ = raft.shutdown().await;
+                }
+                Err(error) => tracing::error!("raft: this node cannot start: {error:#}"),
+            }
+            tracing::info!("raft: trying again in {} s", REVIVE.as_secs());
+            sleep(REVIVE).await;
+        }
+    }
+
+    /// Opens the disk and starts Raft on it.
+    async fn raise(
+        self: &Arc<Self>,
+        directory: &Arc<Directory>,
+        me: &NodeFile,
+    ) -> anyhow::Result<Raft<TypeConfig>> {
+        *lock(&self.contact) = Contact::default();
+        let machine = Machine::open(directory, &self.who.shared).await?;
+        let log = LogStore::open(directory).await?;
+        let settings = self.settings();
+        let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        #[expect(deprecated, reason = "the field has no other way to be filled")]
+        let config = openraft::Config {
+            cluster_name: settings.cluster.clone(),
+            election_timeout_min: milliseconds(settings.min_timeout / 2),
+            election_timeout_max: milliseconds(settings.max_timeout / 2),
+            heartbeat_interval: milliseconds(settings.append_entries_period),
+            install_snapshot_timeout: milliseconds(settings.connection_timeout),
+            send_snapshot_timeout: 0,
+            max_payload_entries: 64,
+            replication_lag_threshold: SNAPSHOT_EVERY + KEEP_ENTRIES,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+            snapshot_max_chunk_size: 1 << 20,
+            max_in_snapshot_log_to_keep: KEEP_ENTRIES,
+            purge_batch_size: 1,
+            enable_tick: true,
+            enable_heartbeat: true,
+            enable_elect: true,
+        };
+        let config = Arc::new(config.validate()?);
+        let network = Network(Arc::clone(self));
+        Ok(Raft::new(me.id, config, network, log, machine).await?)
+    }
+
+    /// An empty disk decides who it is: a founder if every configured node is there and none is part of a cluster, else a
+    /// new node that asks for admission. The decision is durable before anyone hears of it.
+    async fn settle(&self, directory: &Directory) -> NodeFile {
+        let address = &self.settings().self_addr;
+        let founder = loop {
+            let survey = self.survey().await;
+            if let Some(formed) = survey.formed {
+                tracing::warn!(
+                    "raft: the disk of this node ({}) is empty and {formed} says that the cluster exists: joining it as a new \
+                     node; it does not vote before the leader has admitted it",
+                    directory.path().display()
+                );
+                break false;
+            }
+            if survey.obstacles.is_empty() {
+                break true;
+            }
+            self.report_obstacles(&survey);
+            sleep(PAUSE * 3).await;
+        };
+        let id = if founder {
+            founder_id(address)
+        } else {
+            rand::random::<u64>().max(1)
+        };
+        let file = NodeFile {
+            id,
+            address: address.clone(),
+            founder,
+        };
+        while let Err(error) = directory.write_node(&file) {
+            tracing::error!("raft: {error:#}");
+            sleep(REVIVE).await;
+        }
+        *lock(&self.who.id) = Some(id);
+        *lock(&self.founder) = founder;
+        // Connections made so far introduced a node without id.
+        lock(&self.peers).clear();
+        file
+    }
+
+    fn report_obstacles(&self, survey: &Survey) {
+        let text = format!(
+            "waiting for every configured node once before the cluster is formed: {}",
+            survey.obstacles.join("; ")
+        );
+        self.troubles
+            .say(&self.settings().self_addr, &text, (self.clock)());
+    }
+
+    /// Asks every partner how far it is.
+    async fn survey(&self) -> Survey {
+        let mut survey = Survey::default();
+        let configured = self.settings().configured();
+        let partners = self.settings().partners();
+        let asked = partners
+            .iter()
+            .map(|address| self.ask(address, &Request::Status));
+        let answers = futures_util::future::join_all(asked).await;
+        for (address, answer) in partners.iter().zip(answers) {
+            match answer {
+                Ok(Reply::Status(status)) if status.stage == Stage::Formed => {
+                    survey.formed.get_or_insert_with(|| address.clone());
+                    survey.founding.insert(address.clone());
+                }
+                Ok(Reply::Status(status)) if status.configured != configured => {
+                    survey.obstacles.push(format!(
+                        "{address} is configured for {:?}, this node for {configured:?} (raft.self_addr and raft.partner_addrs)",
+                        status.configured
+                    ));
+                }
+                Ok(Reply::Status(status)) => {
+                    if status.stage == Stage::Founding {
+                        survey.founding.insert(address.clone());
+                    }
+                }
+                Ok(Reply::Failed(text)) => survey.obstacles.push(format!("{address}: {text}")),
+                Ok(_) => survey
+                    .obstacles
+                    .push(format!("{address}: unexpected answer")),
+                Err(text) => survey.obstacles.push(text),
+            }
+        }
+        survey
+    }
+
+    /// A founder starts the cluster once all founders have taken their places. Never returns.
+    async fn found(&self, raft: &Raft<TypeConfig>, me: &NodeFile) {
+        if me.founder {
+            let mut seen = BTreeSet::new();
+            let partners: BTreeSet<String> = self.settings().partners().into_iter().collect();
+            while !raft.is_initialized().await.unwrap_or(true) {
+                let mut survey = self.survey().await;
+                seen.append(&mut survey.founding);
+                if partners.is_subset(&seen) {
+                    let members: BTreeMap<NodeId, BasicNode> = self
+                        .settings()
+                        .configured()
+                        .iter()
+                        .map(|address| (founder_id(address), BasicNode::new(address)))
+                        .collect();
+                    tracing::info!(
+                        "raft: forming the cluster of {:?}",
+                        self.settings().configured()
+                    );
+                    match raft.initialize(members).await {
+                        Ok(()) | Err(RaftError::APIError(_)) => break,
+                        Err(RaftError::Fatal(error)) => {
+                            tracing::error!("raft: {error}");
+                            break;
+                        }
+                    }
+                }
+                if !survey.obstacles.is_empty() {
+                    self.report_obstacles(&survey);
+                }
+                sleep(PAUSE).await;
+            }
+            self.troubles.over(&self.settings().self_addr);
+        }
+        std::future::pending().await
+    }
+
+    /// A node that is not in the membership, or has moved, asks to be admitted. Never returns.
+    async fn seek_admission(&self, raft: &Raft<TypeConfig>, me: &NodeFile) {
+        let mut metrics = raft.server_metrics();
+        let address = &self.settings().self_addr;
+        let mut asked = 0;
+        loop {
+            let (admitted, leading) = {
+                let metrics = metrics.borrow_and_update();
+                let membership = metrics.membership_config.membership();
+                let formed = !membership.get_joint_config().is_empty();
+                let admitted = formed.then(|| is_voter_at(membership, me.id, address));
+                (admitted, metrics.state == ServerState::Leader)
+            };
+            if admitted.unwrap_or(me.founder) {
+                if asked > 0 {
+                    tracing::info!("raft: this node has been admitted as {address} and votes");
+                    asked = 0;
+                }
+                if metrics.changed().await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            let reply = if leading {
+                Ok(self.admit(raft, me.id, address).await)
+            } else {
+                let partners = self.settings().partners();
+                let request = Request::Admit {
+                    id: me.id,
+                    address: address.clone(),
+                    forwarded: false,
+                };
+                match partners.get(asked % partners.len().max(1)) {
+                    Some(partner) => self.ask(partner, &request).await,
+                    None => Err("no partner is configured".to_owned()),
+                }
+            };
+            let trouble = match reply {
+                Ok(Reply::Admitted) => None,
+                Ok(Reply::Pending(text) | Reply::Failed(text)) | Err(text) => Some(text),
+                Ok(_) => Some("unexpected answer".to_owned()),
+            };
+            if let Some(text) = trouble {
+                let text = format!("not admitted yet: {text}");
+                self.troubles.say(address, &text, (self.clock)());
+            }
+            asked += 1;
+            sleep(PAUSE * 3).await;
+        }
+        std::future::pending().await
+    }
+
+    /// What falls to the leader: giving the cluster an identity, and expiry. Never returns.
+    async fn lead(&self, raft: &Raft<TypeConfig>) {
+        let mut metrics = raft.server_metrics();
+        let mut index = self.who.shared.index.subscribe();
+        let mut leading = None;
+        loop {
+            index.mark_unchanged();
+            let vote = {
+                let metrics = metrics.borrow_and_update();
+                (metrics.state == ServerState::Leader).then_some(metrics.vote)
+            };
+            let now = (self.clock)();
+            let mut actions = Vec::new();
+            let mut next = None;
+            if let Some(vote) = vote {
+                let since = match leading {
+                    Some((before, since)) if before == vote => since,
+                    _ => now,
+                };
+                leading = Some((vote, since));
+                let due = self.who.shared.read(|position| {
+                    if position.state.identity.is_none() {
+                        let identity = format!("{:032x}", rand::random::<u128>());
+                        actions.push(Action::Form { identity });
+                    }
+                    position.renewals.due(&position.state, since, now)
+                });
+                next = due.next;
+                for (key, renewed) in due.expired {
+                    tracing::info!("raft: {key} has expired");
+                    actions.push(Action::Expire { key, renewed });
+                }
+            } else {
+                leading = None;
+            }
+            for action in actions {
+                match timeout(ATTEMPT, raft.client_write(self.command(action))).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(_)) | Err(_) => next = Some(now),
+                }
+            }
+            let wait = match next {
+                Some(next) => (self.clock)().until(next).max(PAUSE / 4),
+                None => Duration::from_secs(3600),
+            };
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() { break },
+                _ = index.changed(), if leading.is_some() => {}
+                () = sleep(wait) => {}
+            }
+        }
+        std::future::pending().await
+    }
+
+    // ------------------------------------------------------------------ requests
+
+    fn route(&self) -> Route {
+        let Some(raft) = self.raft() else {
+            return Route::Nowhere(
+                "the Raft node has not joined its cluster yet, or its disk failed (see its log)"
+                    .to_owned(),
+            );
+        };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow();
+        match metrics.current_leader {
+            None => Route::Nowhere(format!(
+                "no Raft leader: a majority of {} is not reachable or an election is under way",
+                voters(&metrics.membership_config)
+            )),
+            Some(leader) if Some(leader) == self.id() => Route::Here(raft.clone()),
+            Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
+                Some(node) => Route::There(leader, node.addr.clone()),
+                None => Route::Nowhere("the Raft leader is not known yet".to_owned()),
+            },
+        }
+    }
+
+    /// Resolves when the node this request was sent to leads no more (as far as this node knows).
+    async fn deposed(&self, leader: Option<NodeId>) {
+        let Some(raft) = self.raft() else { return };
+        let mut metrics = raft.server_metrics();
+        let _ = metrics.wait_for(|m| m.current_leader != leader).await;
+    }
+
+    /// A pause between two tries, cut short by a new leader.
+    async fn breathe(&self) {
+        let mut life = self.life.subscribe();
+        let raft = life.borrow_and_update().clone();
+        let news = async {
+            match raft {
+                Some(raft) => {
+                    let mut metrics = raft.server_metrics();
+                    let leader = metrics.borrow_and_update().current_leader;
+                    let _ = metrics.wait_for(|m| m.current_leader != leader).await;
+                }
+                None => {
+                    let _ = life.changed().await;
+                }
+            }
+        };
+        let _ = timeout(PAUSE, news).await;
+    }
+
+    /// Gets one command carried out by whoever leads. The same request id travels with every try, so that it is carried
+    /// out once however often it is sent.
+    ///
+    /// # Errors
+    /// Why there was no answer until `deadline`. The command may be carried out later.
+    pub(crate) async fn submit(
+        &self,
+        command: &Command,
+        deadline: Moment,
+    ) -> Result<Outcome, String> {
+        let mut why = None;
+        loop {
+            let left = (self.clock)().until(deadline);
+            if left.is_zero() {
+                return Err(why.unwrap_or_else(|| "no time left".to_owned()));
+            }
+            let attempt = left.min(ATTEMPT);
+            match self.route() {
+                Route::Here(raft) => {
+                    let id = self.id();
+                    let reply = tokio::select! {
+                        reply = propose(&raft, command.clone(), attempt) => reply,
+                        () = self.deposed(id) => Reply::NotLeader,
+                    };
+                    match reply {
+                        Reply::Outcome(outcome) => return Ok(outcome),
+                        Reply::Failed(text) => why = Some(text),
+                        _ => why = Some("this node no longer leads".to_owned()),
+                    }
+                }
+                Route::There(leader, address) => {
+                    let request = Request::Propose {
+                        command: command.clone(),
+                        budget: u64::try_from(attempt.as_millis()).unwrap_or(u64::MAX),
+                        forwarded: true,
+                    };
+                    let peer = self.peer(&address, Some(leader));
+                    let reply = tokio::select! {
+                        reply = timeout(attempt, peer.call(&request)) => reply,
+                        () = self.deposed(Some(leader)) => continue,
+                    };
+                    why = Some(match reply {
+                        Ok(Ok(Reply::Outcome(outcome))) => return Ok(outcome),
+                        Ok(Ok(Reply::Failed(text))) => format!("the leader {address} says: {text}"),
+                        Ok(Ok(_)) => format!("{address} no longer leads"),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(_) => format!("the leader {address} did not answer in time"),
+                    });
+                }
+                Route::Nowhere(text) => why = Some(text),
+            }
+            self.breathe().await;
+        }
+    }
+
+    /// Waits until the state here is as new as the last write anywhere.
+    ///
+    /// # Errors
+    /// Why that could not be established until `deadline`.
+    pub(crate) async fn catch_up(&self, deadline: Moment) -> Result<(), String> {
+        let mut why = None;
+        loop {
+            let left = (self.clock)().until(deadline);
+            if left.is_zero() {
+                return Err(why.unwrap_or_else(|| "no time left".to_owned()));
+            }
+            let attempt = left.min(ATTEMPT);
+            let target = match self.route() {
+                Route::Here(raft) => match timeout(attempt, read_index(&raft)).await {
+                    Ok(Reply::Index(index)) => Ok(index),
+                    Ok(Reply::Failed(text)) => Err(text),
+                    _ => Err("this node no longer leads".to_owned()),
+                },
+                Route::There(leader, address) => {
+                    let peer = self.peer(&address, Some(leader));
+                    match timeout(attempt, peer.call(&Request::ReadIndex)).await {
+                        Ok(Ok(Reply::Index(index))) => Ok(index),
+                        Ok(Ok(Reply::Failed(text))) => {
+                            Err(format!("the leader {address} says: {text}"))
+                        }
+                        Ok(Ok(_)) => Err(format!("{address} no longer leads")),
+                        Ok(Err(error)) => Err(error.to_string()),
+                        Err(_) => Err(format!("the leader {address} did not answer in time")),
+                    }
+                }
+                Route::Nowhere(text) => Err(text),
+            };
+            match target {
+                Ok(target) => {
+                    let left = (self.clock)().until(deadline);
+                    let mut index = self.who.shared.index.subscribe();
+                    return match timeout(left, index.wait_for(|at| *at >= target)).await {
+                        Ok(Ok(_)) => Ok(()),
+                        _ => Err(format!("this node has not caught up with entry {target}")),
+                    };
+                }
+                Err(text) => why = Some(text),
+            }
+            self.breathe().await;
+        }
+    }
+
+    /// Whether the state here was complete a moment ago: the leader has been heard within its lease and everything it had
+    /// committed by then is applied; or this node leads and a majority has confirmed it within the lease.
+    pub(crate) fn is_recent(&self) -> bool {
+        let Some(raft) = self.raft() else {
+            return false;
+        };
+        // Voters grant no new leader a vote for that long after they heard the present one.
+        let lease = self.settings().max_timeout / 2;
+        let now = (self.clock)();
+        let applied = self.who.shared.read(|p| p.last);
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow();
+        let contact = lock(&self.contact);
+        if metrics.state == ServerState::Leader {
+            let term = metrics.vote.leader_id().term;
+            // Its own first entry is applied: so is everything that was committed before.
+            if applied.is_none_or(|last| last.leader_id.term != term) {
+                return false;
+            }
+            let confirmed = |id: &NodeId| {
+                Some(*id) == self.id()
+                    || contact
+                        .followers
+                        .get(id)
+                        .is_some_and(|(t, sent)| *t == term && now.since(*sent) < lease)
+            };
+            metrics
+                .membership_config
+                .membership()
+                .get_joint_config()
+                .iter()
+                .all(|config| config.iter().filter(|id| confirmed(id)).count() * 2 > config.len())
+        } else {
+            contact.leader.is_some_and(|(heard, committed)| {
+                now.since(heard) < self.settings().max_timeout
+                    && applied.map_or(0, |last| last.index) >= committed
+            })
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn leads(&self) -> bool {
+        self.raft()
+            .is_some_and(|raft| raft.server_metrics().borrow().state == ServerState::Leader)
+    }
+
+    #[cfg(test)]
+    pub(super) fn votes(&self) -> bool {
+        let (Some(raft), Some(id)) = (self.raft(), self.id()) else {
+            return false;
+        };
+        let metrics = raft.server_metrics();
+        let metrics = metrics.borrow();
+        is_voter_at(
+            metrics.membership_config.membership(),
+            id,
+            &self.settings().self_addr,
+        )
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request) -> Reply {
+        let Some(raft) = self.raft() else {
+            return match request {
+                Request::Status if self.id().is_none() => Reply::Status(Status {
+                    stage: Stage::Empty,
+                    configured: self.settings().configured(),
+                }),
+                _ => Reply::Failed("this node is not running yet, or its disk failed".to_owned()),
+            };
+        };
+        let failed = |error: &dyn std::fmt::Display| Reply::Failed(error.to_string());
+        match request {
+            Request::Append(request) => {
+                let heard = (self.clock)();
+                let committed = request.leader_commit.map_or(0, |at| at.index);
+                match raft.append_entries(request).await {
+                    Ok(response) => {
+                        if matches!(response, AppendEntriesResponse::Success) {
+                            lock(&self.contact).leader = Some((heard, committed));
+                        }
+                        Reply::Append(response)
+                    }
+                    Err(error) => failed(&error),
+                }
+            }
+            Request::Vote(request) => match raft.vote(request).await {
+                Ok(response) => Reply::Vote(response),
+                Err(error) => failed(&error),
+            },
+            Request::Snapshot(part) => match InstallSnapshotRequest::try_from(part) {
+                Ok(request) => match raft.install_snapshot(request).await {
+                    Ok(response) => Reply::Snapshot(response),
+                    Err(RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch))) => {
+                        Reply::SnapshotMismatch(mismatch)
+                    }
+                    Err(RaftError::Fatal(error)) => failed(&error),
+                },
+                Err(error) => failed(&error),
+            },
+            Request::Status => {
+                let metrics = raft.metrics();
+                let metrics = metrics.borrow();
+                let formed = !*lock(&self.founder)
+                    || metrics.last_log_index.is_some_and(|index| index > 0)
+                    || metrics.vote.is_committed();
+                Reply::Status(Status {
+                    stage: if formed {
+                        Stage::Formed
+                    } else {
+                        Stage::Founding
+                    },
+                    configured: self.settings().configured(),
+                })
+            }
+            Request::Admit {
+                id,
+                address,
+                forwarded,
+            } => match self.route() {
+                Route::Here(raft) => self.admit(&raft, id, &address).await,
+                Route::There(_, leader) if !forwarded => {
+                    let request = Request::Admit {
+                        id,
+                        address,
+                        forwarded: true,
+                    };
+                    self.ask(&leader, &request)
+                        .await
+                        .unwrap_or_else(Reply::Failed)
+                }
+                Route::There(..) => Reply::NotLeader,
+                Route::Nowhere(text) => Reply::Failed(text),
+            },
+            Request::Propose {
+                command,
+                budget,
+                forwarded,
+            } => {
+                let budget = Duration::from_millis(budget);
+                if forwarded {
+                    return propose(&raft, command, budget.min(ATTEMPT)).await;
+                }
+                match self.submit(&command, (self.clock)() + budget).await {
+                    Ok(outcome) => Reply::Outcome(outcome),
+                    Err(text) => Reply::Failed(text),
+                }
+            }
+            Request::ReadIndex => read_index(&raft).await,
+            Request::Watch { after } => {
+                let mut changes = self.who.shared.changes.subscribe();
+                if let Some(after) = after {
+                    let _ = timeout(super::client::WATCH, changes.wait_for(|n| *n != after)).await;
+                }
+                Reply::Changes(*changes.borrow())
+            }
+            Request::Read { prefix, budget } => {
+                let deadline = (self.clock)() + Duration::from_millis(budget);
+                match self.catch_up(deadline).await {
+                    Ok(()) => Reply::Records(self.records(&prefix)),
+                    Err(text) => Reply::Failed(text),
+                }
+            }
+        }
+    }
+
+    /// The records below a prefix, as applied here.
+    pub(crate) fn records(&self, prefix: &str) -> Vec<(String, Record)> {
+        self.who.shared.read(|position| {
+            position
+                .state
+                .records
+                .range(prefix.to_owned()..)
+                .take_while(|(key, _)| key.starts_with(prefix))
+                .map(|(key, record)| (key.clone(), record.clone()))
+                .collect()
+        })
+    }
+
+    /// As the leader: makes a new node a voter in the place of the one that had its address. One step per call; the new
+    /// node asks again.
+    async fn admit(&self, raft: &Raft<TypeConfig>, id: NodeId, address: &str) -> Reply {
+        let Ok(_busy) = self.admission.try_lock() else {
+            return Reply::Pending("another membership change is under way".to_owned());
+        };
+        let metrics = raft.metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let configs = membership.get_joint_config();
+        let voters: BTreeSet<NodeId> = configs.last().cloned().unwrap_or_default();
+        if is_voter_at(membership, id, address) {
+            return Reply::Admitted;
+        }
+        let former: BTreeSet<NodeId> = membership
+            .nodes()
+            .filter(|(other, node)| **other != id && node.addr == address)
+            .map(|(other, _)| *other)
+            .collect();
+        let step = async {
+            if membership.get_node(&id).is_none() {
+                let learners: BTreeSet<NodeId> = membership
+                    .learner_ids()
+                    .filter(|other| former.contains(other))
+                    .collect();
+                if !learners.is_empty() {
+                    raft.change_membership(ChangeMembers::RemoveNodes(learners), false)
+                        .await?;
+                }
+                tracing::info!(
+                    "raft: {address} comes with an empty disk: adding it, without a vote until it has caught up"
+                );
+                raft.add_learner(id, BasicNode::new(address), false).await?;
+                return Ok(Some("it is being brought up to date".to_owned()));
+            }
+            if membership
+                .get_node(&id)
+                .is_some_and(|node| node.addr != address)
+            {
+                tracing::info!("raft: a node has moved to {address}");
+                let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
+                raft.change_membership(ChangeMembers::SetNodes(nodes), true)
+                    .await?;
+                return Ok(Some("its address has been noted".to_owned()));
+            }
+            let matched = metrics
+                .replication
+                .as_ref()
+                .and_then(|replication| replication.get(&id).copied().flatten());
+            let behind = metrics
+                .last_log_index
+                .unwrap_or(0)
+                .saturating_sub(matched.map_or(0, |at| at.index));
+            if matched.is_none() || behind > KEEP_ENTRIES {
+                return Ok(Some(format!("it is {behind} entries behind")));
+            }
+            let target: BTreeSet<NodeId> = voters
+                .iter()
+                .filter(|other| !former.contains(other))
+                .copied()
+                .chain([id])
+                .collect();
+            tracing::info!("raft: {address} has caught up: it votes from now on");
+            raft.change_membership(ChangeMembers::ReplaceAllVoters(target), false)
+                .await?;
+            Ok::<_, RaftError<NodeId, ClientWriteError<NodeId, BasicNode>>>(None)
+        };
+        match timeout(ATTEMPT, step).await {
+            Ok(Ok(None)) => Reply::Admitted,
+            Ok(Ok(Some(text))) => Reply::Pending(text),
+            Ok(Err(error)) => Reply::Failed(error.to_string()),
+            Err(_) => Reply::Failed("a majority of the present voters does not answer".to_owned()),
+        }
+    }
+
+    // ------------------------------------------------------------------ server
+
+    /// Accepts connections for ever.
+    async fn listen(self: Arc<Self>, listener: TcpListener) {
+        let mut greeting: VecDeque<(u64, tokio::task::AbortHandle)> = VecDeque::new();
+        let mut connections = JoinSet::new();
+        let (greeted, mut arrivals) = mpsc::channel::<u64>(GREETING);
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut number = 0;
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, from)) => {
+                        // Whoever says nothing must not keep others out: the oldest stranger goes first.
+                        if greeting.len() >= GREETING
+                            && let Some((_, oldest)) = greeting.pop_front()
+                        {
+                            oldest.abort();
+                        }
+                        number += 1;
+                        let work = Arc::clone(&self).receive(stream, from, number, greeted.clone(), Arc::clone(&slots));
+                        greeting.push_back((number, connections.spawn(work)));
+                    }
+                    Err(error) => {
+                        tracing::warn!("raft: cannot accept a connection: {error}");
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some(done) = arrivals.recv() => greeting.retain(|(number, _)| *number != done),
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    }
+
+    async fn receive(
+        self: Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddr,
+        number: u64,
+        greeted: mpsc::Sender<u64>,
+        slots: Arc<Semaphore>,
+    ) {
+        let credentials = self.who.credentials();
+        let limit = self.settings().connection_timeout;
+        let connection = timeout(limit, credentials.accept(stream)).await;
+        let _ = greeted.send(number).await;
+        let subject = format!("connection from {}", from.ip());
+        match connection {
+            Ok(Ok(connection)) => {
+                let Ok(_slot) = slots.try_acquire() else {
+                    let text = "refused: too many connections";
+                    self.troubles.say(&subject, text, (self.clock)());
+                    return;
+                };
+                if let Err(error) = self.serve(connection).await {
+                    tracing::debug!("raft: {subject} ended: {error}");
+                }
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let text = format!("refused a wrong peer: {error}");
+                self.troubles.say(&subject, &text, (self.clock)());
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                let text = format!("refused: {error}");
+                self.troubles.say(&subject, &text, (self.clock)());
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, connection: Connection) -> io::Result<()> {
+        let Connection {
+            mut reader,
+            mut writer,
+            peer,
+        } = connection;
+        tracing::debug!("raft: {:?} has connected", peer.address);
+        let mut work = JoinSet::new();
+        loop {
+            tokio::select! {
+                frame = reader.next(), if work.len() < PARALLEL => {
+                    let Some(frame) = frame? else { return Ok(()) };
+                    let request: Numbered<Request> = serde_json::from_slice(&frame)?;
+                    let node = Arc::clone(self);
+                    work.spawn(async move {
+                        let body = node.answer(request.body).await;
+                        serde_json::to_vec(&Numbered { number: request.number, body })
+                    });
+                }
+                Some(done) = work.join_next() => {
+                    let reply = done.map_err(io::Error::other)??;
+                    timeout(self.settings().connection_timeout, writer.send(&reply)).await??;
+                }
+                () = sleep(SILENT), if work.is_empty() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What [`Node::survey`] found.
+#[derive(Default)]
+struct Survey {
+    /// A partner that is part of a cluster.
+    formed: Option<String>,
+    /// Partners that have taken their place in a formation, or are beyond it.
+    founding: BTreeSet<String>,
+    /// Why the cluster cannot be formed yet.
+    obstacles: Vec<String>,
+}
+
+/// Whether a node is a voter, at this address, and no change of the membership is under way.
+fn is_voter_at(
+    membership: &openraft::Membership<NodeId, BasicNode>,
+    id: NodeId,
+    address: &str,
+) -> bool {
+    match membership.get_joint_config().as_slice() {
+        [voters] => {
+            voters.contains(&id) && membership.get_node(&id).is_some_and(|n| n.addr == address)
+        }
+        _ => false,
+    }
+}
+
+/// The voters' addresses, for messages.
+fn voters(membership: &super::disk::Membership) -> String {
+    let ids: HashSet<NodeId> = membership.voter_ids().collect();
+    let mut addresses: Vec<&str> = membership
+        .nodes()
+        .filter(|(id, _)| ids.contains(id))
+        .map(|(_, node)| node.addr.as_str())
+        .collect();
+    addresses.sort_unstable();
+    format!("{addresses:?}")
+}
+
+async fn propose(raft: &Raft<TypeConfig>, command: Command, limit: Duration) -> Reply {
+    match timeout(limit, raft.client_write(command)).await {
+        Ok(Ok(response)) => Reply::Outcome(response.data),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Reply::NotLeader,
+        Ok(Err(error)) => Reply::Failed(error.to_string()),
+        Err(_) => Reply::Failed("not committed in time: a majority does not answer".to_owned()),
+    }
+}
+
+async fn read_index(raft: &Raft<TypeConfig>) -> Reply {
+    match raft.get_read_log_id().await {
+        Ok((read, _)) => Reply::Index(read.map_or(0, |at| at.index)),
+        Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(_))) => Reply::NotLeader,
+        Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => {
+            Reply::Failed("a majority does not answer".to_owned())
+        }
+        Err(RaftError::Fatal(error)) => Reply::Failed(error.to_string()),
+    }
+}
+
+/// Resolves when Raft has stopped by itself.
+async fn failure(raft: &Raft<TypeConfig>) -> String {
+    let mut metrics = raft.metrics();
+    match metrics.wait_for(|m| m.running_state.is_err()).await {
+        Ok(metrics) => match &metrics.running_state {
+            Err(error) => error.to_string(),
+            Ok(()) => String::new(),
+        },
+        Err(_) => "its task has ended".to_owned(),
+    }
+}
+
+/// Makes the outgoing links of Raft.
+struct Network(Arc<Node>);
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Link {
+        Link {
+            target,
+            address: node.addr.clone(),
+            node: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// Raft's way to one node. Cheap; the connection behind it is shared.
+struct Link {
+    target: NodeId,
+    /// Where it was when the link was made.
+    address: String,
+    node: Arc<Node>,
+}
+
+type Rpc<T, E = RaftError<NodeId>> = Result<T, RPCError<NodeId, BasicNode, E>>;
+
+impl Link {
+    async fn call<E: std::error::Error>(&self, request: Request) -> Rpc<Reply, E> {
+        // Nodes move: the membership has the present address.
+        let moved = self.node.raft().and_then(|raft| {
+            let metrics = raft.server_metrics();
+            let metrics = metrics.borrow();
+            let node = metrics
+                .membership_config
+                .membership()
+                .get_node(&self.target);
+            node.map(|node| node.addr.clone())
+        });
+        let address = moved.as_ref().unwrap_or(&self.address);
+        match self
+            .node
+            .peer(address, Some(self.target))
+            .call(&request)
+            .await
+        {
+            Ok(Reply::Failed(text)) => Err(RPCError::Network(NetworkError::new(
+                &io::Error::other(text),
+            ))),
+            Ok(reply) => Ok(reply),
+            Err(error @ CallError::NotSent(_)) => {
+                Err(RPCError::Unreachable(Unreachable::new(&error)))
+            }
+            Err(error @ CallError::Lost(_)) => Err(RPCError::Network(NetworkError::new(&error))),
+        }
+    }
+}
+
+fn unexpected<E: std::error::Error>() -> RPCError<NodeId, BasicNode, E> {
+    let error = io::Error::from(io::ErrorKind::InvalidData);
+    RPCError::Network(NetworkError::new(&error))
+}
+
+impl RaftNetwork<TypeConfig> for Link {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<NodeId>> {
+        let sent = (self.node.clock)();
+        let term = rpc.vote.leader_id().term;
+        match self.call(Request::Append(rpc)).await? {
+            Reply::Append(response) => {
+                let followed = matches!(
+                    response,
+                    AppendEntriesResponse::Success
+                        | AppendEntriesResponse::PartialSuccess(_)
+                        | AppendEntriesResponse::Conflict
+                );
+                if followed {
+                    let mut contact = lock(&self.node.contact);
+                    let last = contact.followers.entry(self.target).or_insert((term, sent));
+                    *last = (*last).max((term, sent));
+                }
+                Ok(response)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: InstallSnapshotRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Rpc<InstallSnapshotResponse<NodeId>, RaftError<NodeId, InstallSnapshotError>> {
+        match self.call(Request::Snapshot(rpc.into())).await? {
+            Reply::Snapshot(response) => Ok(response),
+            Reply::SnapshotMismatch(mismatch) => {
+                let error = RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch));
+                Err(RPCError::RemoteError(openraft::error::RemoteError::new(
+                    self.target,
+                    error,
+                )))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<NodeId>,
+        _option: RPCOption,
+    ) -> Rpc<VoteResponse<NodeId>> {
+        match self.call(Request::Vote(rpc)).await? {
+            Reply::Vote(response) => Ok(response),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(PAUSE * 2))
+    }
+}

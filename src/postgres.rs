@@ -22,6 +22,7 @@ pub mod quantity;
 pub mod ready;
 pub mod render;
 pub mod single_user;
+pub mod slots;
 pub mod sql;
 pub mod stop;
 pub mod tls;

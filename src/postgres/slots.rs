@@ -1,0 +1,570 @@
+//! Physical replication slots of the members: which ones a node should have, and the statements that make it so
+//! (spec/postgres-management.md §11.2, §11.4).
+//!
+//! The plan is pure and safe by construction: it never drops an active slot, one that an operator told to ignore, or anything in pause.
+//! Logical and permanent slots are only recognised, so that they are left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio_postgres::Client;
+
+use crate::types::{Lsn, MemberName, PgVersion};
+
+/// A member, as far as slots are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotMember {
+    /// Its name; the slot's name derives from it.
+    pub name: MemberName,
+    /// Tag `replicatefrom`.
+    pub replicatefrom: Option<MemberName>,
+    /// Tag `nostream`.
+    pub nostream: bool,
+    /// Its own `xlog_location`.
+    pub position: Option<Lsn>,
+}
+
+/// All that decides which member slots this node has.
+#[derive(Debug, Clone)]
+pub struct SlotInputs<'a> {
+    /// This node.
+    pub me: &'a MemberName,
+    /// This node holds the leader key.
+    pub is_leader: bool,
+    /// Holder of the leader key.
+    pub leader: Option<&'a MemberName>,
+    /// Tag `nofailover` of this node.
+    pub nofailover: bool,
+    /// All members of the cluster.
+    pub members: &'a [SlotMember],
+    /// `use_slots`.
+    pub use_slots: bool,
+    /// `member_slots_ttl` is above zero: slots of all members are on every node (11+), and survive their member for a while.
+    pub retain: bool,
+    /// `/status.retain_slots`.
+    pub retained: &'a [String],
+    /// `/status.slots`.
+    pub published: &'a BTreeMap<String, Lsn>,
+    /// Data directory's major.
+    pub version: PgVersion,
+}
+
+/// A slot this node should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DesiredSlot {
+    /// A member streams (or is about to stream) from this node with it.
+    pub expected_active: bool,
+    /// Where an unused copy of the slot should be.
+    pub advance_to: Option<Lsn>,
+}
+
+/// Desired slots by name, and names that more than one member maps to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DesiredSlots {
+    /// By slot name.
+    pub slots: BTreeMap<String, DesiredSlot>,
+    /// For the log: `Following cluster members share a replication slot name`.
+    pub shared: Vec<(String, Vec<MemberName>)>,
+}
+
+/// Which member slots this node should have (§11.2).
+#[must_use]
+pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
+    let mut desired = DesiredSlots::default();
+    if !inputs.use_slots || inputs.version.0 < 90_400 {
+        return desired;
+    }
+    let everywhere = inputs.retain && inputs.version.at_least(11);
+    let own_slot = inputs.me.slot_name();
+    let mut owners: BTreeMap<String, Vec<MemberName>> = BTreeMap::new();
+    for member in inputs.members.iter().filter(|m| m.name != *inputs.me && !m.nostream) {
+        let expected_active = streams_from_me(member, inputs);
+        let wanted = if everywhere {
+            let replicates_from_me = member.replicatefrom.as_ref() == Some(inputs.me);
+            !inputs.nofailover || replicates_from_me || expected_active
+        } else {
+            expected_active
+        };
+        let slot = member.name.slot_name();
+        // Slots of the other nodes of this name would be this node's own.
+        if !wanted || slot == own_slot {
+            continue;
+        }
+        let published = inputs.published.get(&slot).copied();
+        let advance_to = match &member.replicatefrom {
+            Some(_) => published.max(member.position),
+            None => published,
+        };
+        owners.entry(slot.clone()).or_default().push(member.name.clone());
+        let entry = desired.slots.entry(slot).or_default();
+        entry.expected_active |= expected_active;
+        entry.advance_to = entry.advance_to.max(advance_to);
+    }
+    if everywhere && !inputs.nofailover {
+        for name in inputs.retained.iter().filter(|name| **name != own_slot) {
+            let entry = desired.slots.entry(name.clone()).or_default();
+            entry.advance_to = entry.advance_to.max(inputs.published.get(name).copied());
+        }
+    }
+    desired.shared = owners.into_iter().filter(|(_, members)| members.len() > 1).collect();
+    desired
+}
+
+fn streams_from_me(member: &SlotMember, inputs: &SlotInputs<'_>) -> bool {
+    let exists = |name: &MemberName| inputs.members.iter().any(|m| m.name == *name);
+    match &member.replicatefrom {
+        Some(from) if from == inputs.me => inputs.leader != Some(&member.name),
+        Some(from) if from != &member.name && exists(from) => false,
+        _ => inputs.is_leader,
+    }
+}
+
+/// A row of `pg_replication_slots`, without temporary ones.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the view's own columns")]
+pub struct PresentSlot {
+    pub name: String,
+    pub physical: bool,
+    pub plugin: Option<String>,
+    pub database: Option<String>,
+    pub active: bool,
+    pub restart_lsn: Option<Lsn>,
+    pub xmin: bool,
+    /// `wal_status` is `lost` (13+).
+    pub lost: bool,
+    /// A logical failover slot (17+).
+    pub failover: bool,
+}
+
+/// One matcher of `ignore_slots`: every given property must match (§11.5).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the setting's own keys")]
+pub struct IgnoreSlot {
+    pub name: Option<String>,
+    pub slot_type: Option<String>,
+    pub database: Option<String>,
+    pub plugin: Option<String>,
+}
+
+impl IgnoreSlot {
+    fn matches(&self, slot: &PresentSlot) -> bool {
+        let same = |wanted: &Option<String>, value: Option<&str>| wanted.as_deref().is_none_or(|w| w.is_empty() || Some(w) == value);
+        same(&self.name, Some(&slot.name))
+            && same(&self.slot_type, Some(if slot.physical { "physical" } else { "logical" }))
+            && same(&self.database, slot.database.as_deref())
+            && same(&self.plugin, slot.plugin.as_deref())
+    }
+}
+
+/// What else the reconciliation depends on.
+#[derive(Debug, Clone)]
+pub struct PlanInputs<'a> {
+    /// Slots that are there.
+    pub present: &'a [PresentSlot],
+    /// Member slots that should be.
+    pub desired: &'a BTreeMap<String, DesiredSlot>,
+    /// Names of permanent slots (physical and logical): not this plan's business.
+    pub permanent: &'a BTreeSet<String>,
+    /// `ignore_slots`.
+    pub ignored: &'a [IgnoreSlot],
+    /// The cluster is paused: nothing is dropped.
+    pub paused: bool,
+    /// There is a leader and this node is either not the leader or a real primary: a stale `xmin` may be cured by dropping.
+    pub may_drop_xmin: bool,
+    /// Data directory's major.
+    pub version: PgVersion,
+}
+
+/// One step of the reconciliation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotAction {
+    /// `pg_drop_replication_slot`.
+    Drop {
+        /// Slot.
+        name: String,
+        /// Why, for the log.
+        reason: &'static str,
+    },
+    /// `pg_create_physical_replication_slot`, reserving WAL at once from 9.6 on.
+    Create {
+        /// Slot.
+        name: String,
+    },
+    /// `pg_replication_slot_advance` (11+).
+    Advance {
+        /// Slot.
+        name: String,
+        /// To where.
+        to: Lsn,
+    },
+    /// Nothing can be done: the slot should go, but is in use (`Unable to drop replication slot '<n>', slot is active`).
+    Busy {
+        /// Slot.
+        name: String,
+    },
+}
+
+/// The steps that turn the present slots into the desired ones (§11.4).
+#[must_use]
+pub fn plan(inputs: &PlanInputs<'_>) -> Vec<SlotAction> {
+    let mut actions = Vec::new();
+    let mut keep: BTreeSet<&str> = BTreeSet::new();
+    for slot in inputs.present {
+        let wanted = inputs.desired.get(&slot.name);
+        let ignored = inputs.permanent.contains(&slot.name) || inputs.ignored.iter().any(|matcher| matcher.matches(slot)) || slot.failover;
+        keep.insert(&slot.name);
+        if ignored {
+            continue;
+        }
+        match (wanted, reason_to_drop(slot, wanted, inputs)) {
+            (_, Some(_)) if inputs.paused => {}
+            (_, Some(_)) if slot.active => actions.push(SlotAction::Busy { name: slot.name.clone() }),
+            (_, Some((reason, recreate))) => {
+                actions.push(SlotAction::Drop {
+                    name: slot.name.clone(),
+                    reason,
+                });
+                if recreate {
+                    keep.remove(slot.name.as_str());
+                }
+            }
+            (Some(wanted), None) => actions.extend(advance(slot, wanted, inputs.version)),
+            (None, None) => {}
+        }
+    }
+    let missing = inputs.desired.keys().filter(|name| !keep.contains(name.as_str()));
+    actions.extend(missing.map(|name| SlotAction::Create { name: name.clone() }));
+    actions
+}
+
+/// The reason, and whether the slot is created again at once.
+fn reason_to_drop(slot: &PresentSlot, wanted: Option<&DesiredSlot>, inputs: &PlanInputs<'_>) -> Option<(&'static str, bool)> {
+    let Some(wanted) = wanted else {
+        return Some(("no member needs it", false));
+    };
+    if !slot.physical {
+        return Some(("a member needs a physical slot of this name", true));
+    }
+    if slot.lost {
+        return Some(("its WAL is gone", true));
+    }
+    if inputs.version.at_least(11) && !wanted.expected_active {
+        if slot.xmin && inputs.may_drop_xmin {
+            return Some(("an unused slot with xmin would hold back vacuum", false));
+        }
+        if slot.restart_lsn.is_none() {
+            return Some(("it reserves no WAL and cannot be advanced", false));
+        }
+    }
+    None
+}
+
+fn advance(slot: &PresentSlot, wanted: &DesiredSlot, version: PgVersion) -> Option<SlotAction> {
+    if !version.at_least(11) || wanted.expected_active || slot.active || slot.xmin {
+        return None;
+    }
+    let to = wanted.advance_to.filter(|to| slot.restart_lsn.is_some_and(|at| *to > at))?;
+    Some(SlotAction::Advance {
+        name: slot.name.clone(),
+        to,
+    })
+}
+
+/// Slots of absent members that survive for `member_slots_ttl` (§11.2, retention). Kept by the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Retention(BTreeMap<String, crate::types::Moment>);
+
+impl Retention {
+    /// Notes which member slots are backed by a member key now, forgets what is unseen for longer than `ttl`, and returns the names for
+    /// `/status.retain_slots` with those that expired just now. `known`: names found in `/status` (timers of unknown ones start now).
+    pub fn update(
+        &mut self,
+        backed: &BTreeSet<String>,
+        known: &[String],
+        permanent: &BTreeSet<String>,
+        ttl: std::time::Duration,
+        now: crate::types::Moment,
+    ) -> (Vec<String>, Vec<String>) {
+        for name in backed {
+            self.0.insert(name.clone(), now);
+        }
+        for name in known {
+            self.0.entry(name.clone()).or_insert(now);
+        }
+        let expired: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(name, seen)| !backed.contains(*name) && now.since(**seen) >= ttl)
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.0.retain(|name, _| !expired.contains(name) && !permanent.contains(name));
+        (self.0.keys().cloned().collect(), expired)
+    }
+
+    /// Another node became leader: its timers count.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Reads all slots that are not temporary.
+///
+/// # Errors
+/// The statement failed.
+pub async fn read(client: &Client, version: PgVersion) -> Result<Vec<PresentSlot>, tokio_postgres::Error> {
+    let zero = if version.at_least(10) { "'0/0'::pg_lsn" } else { "'0/0'" };
+    let difference = if version.at_least(10) { "pg_catalog.pg_wal_lsn_diff" } else { "pg_catalog.pg_xlog_location_diff" };
+    let lost = if version.at_least(13) { "coalesce(wal_status = 'lost', false)" } else { "false" };
+    let failover = if version.at_least(17) { "failover" } else { "false" };
+    let mut conditions = Vec::new();
+    if version.at_least(10) {
+        conditions.push("NOT temporary");
+    }
+    if version.at_least(17) {
+        conditions.push("NOT (failover AND synced)");
+    }
+    let filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+    let statement = format!(
+        "SELECT slot_name::text, slot_type::text, plugin::text, database::text, active, {difference}(restart_lsn, {zero})::bigint, \
+         xmin IS NOT NULL, {lost}, {failover} FROM pg_catalog.pg_replication_slots{filter}"
+    );
+    let rows = client.query(&statement, &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let restart: Option<i64> = row.try_get(5)?;
+            Ok(PresentSlot {
+                name: row.try_get(0)?,
+                physical: row.try_get::<_, String>(1)? == "physical",
+                plugin: row.try_get(2)?,
+                database: row.try_get(3)?,
+                active: row.try_get(4)?,
+                restart_lsn: restart.and_then(|lsn| u64::try_from(lsn).ok()).map(Lsn),
+                xmin: row.try_get(6)?,
+                lost: row.try_get(7)?,
+                failover: row.try_get(8)?,
+            })
+        })
+        .collect()
+}
+
+/// Carries out one step. The guards against concurrent change are in the statements: a slot that became active is not dropped.
+///
+/// # Errors
+/// The statement failed. A slot that exists already, is gone already, or became active is none.
+pub async fn carry_out(client: &Client, action: &SlotAction, version: PgVersion) -> Result<(), tokio_postgres::Error> {
+    match action {
+        SlotAction::Busy { .. } => {}
+        SlotAction::Drop { name, .. } => {
+            let statement = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+                             WHERE slot_name = $1::text AND NOT active";
+            client.query(statement, &[name]).await?;
+        }
+        SlotAction::Create { name } => {
+            let reserve = if version.0 >= 90_600 { ", true" } else { "" };
+            let statement = format!(
+                "SELECT pg_catalog.pg_create_physical_replication_slot($1::text{reserve}) \
+                 WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text)"
+            );
+            client.query(&statement, &[name]).await?;
+        }
+        SlotAction::Advance { name, to } => {
+            let to = to.to_string();
+            let statement = "SELECT pg_catalog.pg_replication_slot_advance(slot_name, $2::text::pg_lsn) FROM pg_catalog.pg_replication_slots \
+                             WHERE slot_name = $1::text AND NOT active AND restart_lsn < $2::text::pg_lsn";
+            client.query(statement, &[name, &to]).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Moment;
+    use std::time::Duration;
+
+    fn name(text: &str) -> MemberName {
+        MemberName::new(text).unwrap()
+    }
+
+    fn member(text: &str, from: Option<&str>) -> SlotMember {
+        SlotMember {
+            name: name(text),
+            replicatefrom: from.map(name),
+            nostream: false,
+            position: Some(Lsn(70)),
+        }
+    }
+
+    struct Case {
+        me: MemberName,
+        leader: MemberName,
+        members: Vec<SlotMember>,
+        published: BTreeMap<String, Lsn>,
+        retained: Vec<String>,
+    }
+
+    impl Case {
+        fn new(me: &str) -> Self {
+            Case {
+                me: name(me),
+                leader: name("a"),
+                members: vec![member("a", None), member("b", None), member("c", Some("b")), member("d-1", Some("gone"))],
+                published: BTreeMap::from([("c".into(), Lsn(50)), ("b".into(), Lsn(60)), ("old".into(), Lsn(10))]),
+                retained: vec!["old".into(), self::name(me).slot_name()],
+            }
+        }
+
+        fn inputs(&self) -> SlotInputs<'_> {
+            SlotInputs {
+                me: &self.me,
+                is_leader: self.me == self.leader,
+                leader: Some(&self.leader),
+                nofailover: false,
+                members: &self.members,
+                use_slots: true,
+                retain: true,
+                retained: &self.retained,
+                published: &self.published,
+                version: PgVersion(150_000),
+            }
+        }
+    }
+
+    fn shown(desired: &DesiredSlots) -> String {
+        let show = |(name, slot): (&String, &DesiredSlot)| {
+            let to = slot.advance_to.map_or_else(String::new, |lsn| format!("@{}", lsn.0));
+            format!("{name}{}{to}", if slot.expected_active { "!" } else { "" })
+        };
+        desired.slots.iter().map(show).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_leader_has_slots_for_all_and_streams_to_those_that_name_nobody_else() {
+        let case = Case::new("a");
+        assert_eq!(shown(&desired(&case.inputs())), "b!@60 c@70 d_1!@70 old@10");
+        let without = SlotInputs { retain: false, ..case.inputs() };
+        assert_eq!(shown(&desired(&without)), "b!@60 d_1!@70");
+        let off = SlotInputs { use_slots: false, ..case.inputs() };
+        assert_eq!(shown(&desired(&off)), "");
+    }
+
+    #[test]
+    fn a_replica_has_copies_and_serves_its_cascade() {
+        let case = Case::new("b");
+        assert_eq!(shown(&desired(&case.inputs())), "a c!@70 d_1@70 old@10");
+        let nofailover = SlotInputs { nofailover: true, ..case.inputs() };
+        assert_eq!(shown(&desired(&nofailover)), "c!@70");
+        let old_version = SlotInputs { version: PgVersion(100_000), ..case.inputs() };
+        assert_eq!(shown(&desired(&old_version)), "c!@70");
+    }
+
+    #[test]
+    fn members_that_do_not_stream_have_none_and_shared_names_are_told() {
+        let mut case = Case::new("a");
+        case.members[1].nostream = true;
+        case.members.push(member("D.1", None));
+        let desired = desired(&case.inputs());
+        assert!(!desired.slots.contains_key("b"));
+        assert_eq!(desired.shared, [("d_1".to_owned(), vec![name("d-1"), name("D.1")])]);
+    }
+
+    fn present(name: &str) -> PresentSlot {
+        PresentSlot {
+            name: name.into(),
+            physical: true,
+            restart_lsn: Some(Lsn(20)),
+            ..PresentSlot::default()
+        }
+    }
+
+    fn planned(present: &[PresentSlot], change: impl FnOnce(&mut PlanInputs<'_>)) -> String {
+        let desired = BTreeMap::from([
+            (
+                "b".to_owned(),
+                DesiredSlot {
+                    expected_active: true,
+                    advance_to: Some(Lsn(60)),
+                },
+            ),
+            (
+                "c".to_owned(),
+                DesiredSlot {
+                    expected_active: false,
+                    advance_to: Some(Lsn(50)),
+                },
+            ),
+        ]);
+        let permanent = BTreeSet::from(["perm".to_owned()]);
+        let ignored = [IgnoreSlot {
+            name: Some("theirs".into()),
+            slot_type: Some("physical".into()),
+            ..IgnoreSlot::default()
+        }];
+        let mut inputs = PlanInputs {
+            present,
+            desired: &desired,
+            permanent: &permanent,
+            ignored: &ignored,
+            paused: false,
+            may_drop_xmin: true,
+            version: PgVersion(150_000),
+        };
+        change(&mut inputs);
+        let show = |action: SlotAction| match action {
+            SlotAction::Drop { name, .. } => format!("-{name}"),
+            SlotAction::Create { name } => format!("+{name}"),
+            SlotAction::Advance { name, to } => format!("{name}>{}", to.0),
+            SlotAction::Busy { name } => format!("{name}?"),
+        };
+        plan(&inputs).into_iter().map(show).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn missing_slots_are_created_and_unused_copies_advanced() {
+        assert_eq!(planned(&[], |_| {}), "+b +c");
+        assert_eq!(planned(&[present("b"), present("c")], |_| {}), "c>50");
+        assert_eq!(planned(&[present("b"), present("c")], |i| i.version = PgVersion(100_000)), "");
+    }
+
+    #[test]
+    fn only_unwanted_idle_slots_of_nobody_else_are_dropped() {
+        let slots = [present("x"), present("perm"), present("theirs"), present("b"), present("c")];
+        assert_eq!(planned(&slots, |_| {}), "-x c>50");
+        assert_eq!(planned(&slots, |i| i.paused = true), "c>50");
+        let active = PresentSlot { active: true, ..present("x") };
+        assert_eq!(planned(&[active, present("b"), present("c")], |_| {}), "x? c>50");
+        let failover = PresentSlot {
+            physical: false,
+            failover: true,
+            ..present("x")
+        };
+        assert_eq!(planned(&[failover, present("b"), present("c")], |_| {}), "c>50");
+    }
+
+    #[test]
+    fn useless_slots_are_made_anew() {
+        let lost = PresentSlot { lost: true, ..present("b") };
+        assert_eq!(planned(&[lost, present("c")], |_| {}), "-b c>50 +b");
+        let logical = PresentSlot { physical: false, ..present("b") };
+        assert_eq!(planned(&[logical, present("c")], |_| {}), "-b c>50 +b");
+        let stale = PresentSlot { xmin: true, ..present("c") };
+        assert_eq!(planned(&[present("b"), stale.clone()], |_| {}), "-c");
+        assert_eq!(planned(&[present("b"), stale], |i| i.may_drop_xmin = false), "");
+        let unreserved = PresentSlot { restart_lsn: None, ..present("c") };
+        assert_eq!(planned(&[present("b"), unreserved], |_| {}), "-c");
+    }
+
+    #[test]
+    fn slots_of_absent_members_expire() {
+        let at = |secs| Moment(Duration::from_secs(secs));
+        let ttl = Duration::from_secs(60);
+        let (none, permanent) = (BTreeSet::new(), BTreeSet::from(["p".to_owned()]));
+        let backed = BTreeSet::from(["b".to_owned(), "p".to_owned()]);
+        let mut retention = Retention::default();
+        assert_eq!(retention.update(&backed, &["old".to_owned()], &permanent, ttl, at(0)), (vec!["b".into(), "old".into()], vec![]));
+        assert_eq!(retention.update(&backed, &[], &permanent, ttl, at(59)).0, ["b", "old"]);
+        let (kept, expired) = retention.update(&none, &[], &permanent, ttl, at(60));
+        assert_eq!((kept, expired), (vec!["b".to_owned()], vec!["old".to_owned()]));
+        assert_eq!(retention.update(&none, &[], &permanent, ttl, at(119)).1, ["b"]);
+    }
+}

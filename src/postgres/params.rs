@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::control::Limits;
 use super::quantity;
 use super::version_rules::{self, Problem, Verdict};
 use crate::types::PgVersion;
@@ -148,17 +149,6 @@ pub enum SynchronousNames<'a> {
     },
 }
 
-/// Settings of the node that last wrote pg_control; a standby may not run with less (§5.2). `None`: the line is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs, reason = "named as the settings")]
-pub struct ControlSettings {
-    pub max_connections: Option<i64>,
-    pub max_prepared_transactions: Option<i64>,
-    pub max_locks_per_transaction: Option<i64>,
-    pub max_worker_processes: Option<i64>,
-    pub max_wal_senders: Option<i64>,
-}
-
 /// All that decides the settings of the server.
 #[derive(Debug, Clone)]
 pub struct ServerInputs<'a> {
@@ -177,7 +167,7 @@ pub struct ServerInputs<'a> {
     /// Who decides `synchronous_standby_names`.
     pub synchronous_names: SynchronousNames<'a>,
     /// pg_controldata's values; `None` when a primary is started.
-    pub control: Option<ControlSettings>,
+    pub control: Option<Limits>,
     /// `hot_standby` is off while a custom bootstrap recovers ([`bootstrap_without_hot_standby`]).
     pub without_hot_standby: bool,
     /// `hot_standby_feedback` is forced on (this node protects logical slots).
@@ -415,7 +405,7 @@ fn raise_to_control(inputs: &ServerInputs<'_>, parameters: &mut Parameters) -> P
         let configured = parameters
             .get(name)
             .and_then(|value| quantity::parse_integer(value, None));
-        let (Some(demanded), Some(configured)) = (demanded, configured) else {
+        let (Some(demanded), Some(configured)) = (demanded.map(i64::from), configured) else {
             continue;
         };
         if demanded > configured && inputs.version.0 >= since {
@@ -776,11 +766,11 @@ mod tests {
     fn a_standby_runs_with_at_least_what_pg_control_demands() {
         let configured: Parameters = [("max_connections", "50")].into_iter().collect();
         let mut given = inputs(&configured, 110_000);
-        given.control = Some(ControlSettings {
+        given.control = Some(Limits {
             max_connections: Some(200),
             max_wal_senders: Some(99),
             max_worker_processes: Some(4),
-            ..ControlSettings::default()
+            ..Limits::default()
         });
         let settings = server_settings(&given);
         assert!(

@@ -8,7 +8,9 @@
 //! agent's one job and its observation call these functions.
 
 pub mod binaries;
+pub mod bootstrap;
 pub mod changes;
+pub mod clone;
 pub mod conninfo;
 pub mod control;
 pub mod directory;

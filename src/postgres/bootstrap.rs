@@ -18,6 +18,7 @@ use super::hooks::{self, HookError};
 use super::options::{self, FORBIDDEN_INITDB, OptionProblem};
 use super::write::{FileError, ManagedFiles, place_bytes, write_passwords};
 use super::{Credentials, Settings};
+use crate::config::value::{is_truthy, text};
 use crate::types::PgVersion;
 
 /// Why a bootstrap failed.
@@ -69,7 +70,11 @@ pub enum BootstrapError {
 ///
 /// # Errors
 /// See [`BootstrapError`]; the directory may then hold an unfinished cluster, to be given to [`clean_up`].
-pub async fn initdb(settings: &Settings, section: &Value, cancelled: impl Future<Output = ()>) -> Result<(), BootstrapError> {
+pub async fn initdb(
+    settings: &Settings,
+    section: &Value,
+    cancelled: impl Future<Output = ()>,
+) -> Result<(), BootstrapError> {
     let (mut arguments, problems) = options::parse("initdb", section, &FORBIDDEN_INITDB);
     if let Some(problem) = problems.into_iter().next() {
         return Err(problem.into());
@@ -81,7 +86,11 @@ pub async fn initdb(settings: &Settings, section: &Value, cancelled: impl Future
     for name in ["LANG", "LC_ALL"] {
         command.env_remove(name);
     }
-    command.envs(child_environment().into_iter().filter(|(name, _)| name == "LANG" || name == "LC_ALL"));
+    command.envs(
+        child_environment()
+            .into_iter()
+            .filter(|(name, _)| name == "LANG" || name == "LC_ALL"),
+    );
     command.args(&arguments);
     if let Some(user) = &settings.superuser.username {
         command.arg(format!("--username={user}"));
@@ -108,14 +117,27 @@ pub async fn initdb(settings: &Settings, section: &Value, cancelled: impl Future
 }
 
 fn add_defaults(arguments: &mut Vec<String>, superuser: &Credentials) {
-    let mentions = |names: &[&str]| arguments.iter().any(|a| names.contains(&a.trim_start_matches('-').split('=').next().unwrap_or_default()));
+    let mentions = |names: &[&str]| {
+        arguments.iter().any(|a| {
+            names.contains(
+                &a.trim_start_matches('-')
+                    .split('=')
+                    .next()
+                    .unwrap_or_default(),
+            )
+        })
+    };
     let checksums = !mentions(&["data-checksums", "no-data-checksums", "k"]);
-    let authentication = superuser.password.is_some() && !mentions(&["auth", "auth-host", "auth-local", "A"]);
+    let authentication =
+        superuser.password.is_some() && !mentions(&["auth", "auth-host", "auth-local", "A"]);
     if checksums {
         arguments.push("--data-checksums".to_owned());
     }
     if authentication {
-        arguments.extend(["--auth-local=trust".to_owned(), "--auth-host=scram-sha-256".to_owned()]);
+        arguments.extend([
+            "--auth-local=trust".to_owned(),
+            "--auth-host=scram-sha-256".to_owned(),
+        ]);
     }
 }
 
@@ -123,10 +145,15 @@ fn add_defaults(arguments: &mut Vec<String>, superuser: &Credentials) {
 fn prepare(settings: &Settings) -> Result<(), BootstrapError> {
     match directory::contents(&settings.data_dir)? {
         directory::Contents::Empty => Ok(()),
-        directory::Contents::Incomplete(_) => Ok(directory::remove(&settings.data_dir, Removal::OwnUnfinished)?),
-        directory::Contents::Cluster(_) | directory::Contents::Unrecognised => Err(BootstrapError::NotEmpty {
-            data_dir: settings.data_dir.clone(),
-        }),
+        directory::Contents::Incomplete(_) => Ok(directory::remove(
+            &settings.data_dir,
+            Removal::OwnUnfinished,
+        )?),
+        directory::Contents::Cluster(_) | directory::Contents::Unrecognised => {
+            Err(BootstrapError::NotEmpty {
+                data_dir: settings.data_dir.clone(),
+            })
+        }
     }
 }
 
@@ -187,14 +214,20 @@ const NOT_PASSED: [&str; 6] = [
 
 /// Arguments for a custom bootstrap, besides the words of its command (§7.3).
 #[must_use]
-pub fn custom_arguments(section: &Map<String, Value>, scope: &str, settings: &Settings) -> Vec<String> {
+pub fn custom_arguments(
+    section: &Map<String, Value>,
+    scope: &str,
+    settings: &Settings,
+) -> Vec<String> {
     let mut arguments = Vec::new();
-    if !is_truthy(section.get("no_params")) {
+    if !section.get("no_params").is_some_and(is_truthy) {
         arguments.push(format!("--scope={scope}"));
         arguments.push(format!("--datadir={}", settings.data_dir.display()));
     }
-    let own = section.iter().filter(|(key, _)| !NOT_PASSED.contains(&key.as_str()));
-    arguments.extend(own.map(|(key, value)| format!("--{key}={}", scalar_text(value))));
+    let own = section
+        .iter()
+        .filter(|(key, _)| !NOT_PASSED.contains(&key.as_str()));
+    arguments.extend(own.map(|(key, value)| format!("--{key}={}", text(value))));
     arguments
 }
 
@@ -209,34 +242,22 @@ pub async fn custom(
     cancelled: impl Future<Output = ()>,
 ) -> Result<(), BootstrapError> {
     prepare(settings)?;
-    let command = section.get("command").and_then(Value::as_str).unwrap_or_default();
+    let command = section
+        .get("command")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let arguments = custom_arguments(section, scope, settings);
-    hooks::run("bootstrap.method", command, &arguments, &[], None, cancelled).await?;
+    hooks::run(
+        "bootstrap.method",
+        command,
+        &arguments,
+        &[],
+        None,
+        cancelled,
+    )
+    .await?;
     directory::mark_incomplete(&settings.data_dir, Filling::Bootstrap)?;
     Ok(())
-}
-
-/// Truth as Patroni's configuration language has it: not null, false, zero or empty.
-pub(super) fn is_truthy(value: Option<&Value>) -> bool {
-    match value {
-        None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-        Some(Value::String(text)) => !text.is_empty(),
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(Value::Object(map)) => !map.is_empty(),
-        Some(Value::Bool(true)) => true,
-    }
-}
-
-/// A scalar as Patroni writes it on a command line: booleans are `True` and `False`.
-pub(super) fn scalar_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "True".to_owned(),
-        Value::Bool(false) => "False".to_owned(),
-        Value::Null => "None".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 /// Creates or changes the users the configuration names: superuser, replication, rewind with its grants (§7.4). `client`: an administrative
@@ -244,7 +265,11 @@ pub(super) fn scalar_text(value: &Value) -> String {
 ///
 /// # Errors
 /// The first statement that failed.
-pub async fn create_users(client: &Client, settings: &Settings, version: PgVersion) -> Result<(), BootstrapError> {
+pub async fn create_users(
+    client: &Client,
+    settings: &Settings,
+    version: PgVersion,
+) -> Result<(), BootstrapError> {
     create_superuser(client, settings).await?;
     create_replication_users(client, settings, version).await
 }
@@ -265,7 +290,11 @@ pub async fn create_superuser(client: &Client, settings: &Settings) -> Result<()
 ///
 /// # Errors
 /// The first statement that failed.
-pub async fn create_replication_users(client: &Client, settings: &Settings, version: PgVersion) -> Result<(), BootstrapError> {
+pub async fn create_replication_users(
+    client: &Client,
+    settings: &Settings,
+    version: PgVersion,
+) -> Result<(), BootstrapError> {
     if let Some(user) = &settings.replication.username {
         create_user(client, user, &settings.replication, "REPLICATION").await?;
     }
@@ -275,10 +304,13 @@ pub async fn create_replication_users(client: &Client, settings: &Settings, vers
     {
         create_user(client, user, rewind, "").await?;
         let grants = grants_for_rewind(user);
-        client.batch_execute(&grants).await.map_err(|source| BootstrapError::User {
-            user: user.clone(),
-            source,
-        })?;
+        client
+            .batch_execute(&grants)
+            .await
+            .map_err(|source| BootstrapError::User {
+                user: user.clone(),
+                source,
+            })?;
     }
     Ok(())
 }
@@ -292,12 +324,29 @@ const QUIET: [(&str, &str); 5] = [
     ("pgaudit.log", "none"),
 ];
 
-async fn create_user(client: &Client, user: &str, credentials: &Credentials, attributes: &str) -> Result<(), BootstrapError> {
-    let sets: String = QUIET.iter().map(|(name, value)| format!("SET {name} TO '{value}';")).collect();
-    let resets: String = QUIET.iter().map(|(name, _)| format!("RESET {name};")).collect();
+async fn create_user(
+    client: &Client,
+    user: &str,
+    credentials: &Credentials,
+    attributes: &str,
+) -> Result<(), BootstrapError> {
+    let sets: String = QUIET
+        .iter()
+        .map(|(name, value)| format!("SET {name} TO '{value}';"))
+        .collect();
+    let resets: String = QUIET
+        .iter()
+        .map(|(name, _)| format!("RESET {name};"))
+        .collect();
     let create = async {
         client.batch_execute(&sets).await?;
-        let created = client.batch_execute(&user_statement(user, credentials.password.as_deref(), attributes)).await;
+        let created = client
+            .batch_execute(&user_statement(
+                user,
+                credentials.password.as_deref(),
+                attributes,
+            ))
+            .await;
         // Also after a failure: the connection is used for other things.
         client.batch_execute(&resets).await?;
         created
@@ -311,7 +360,9 @@ async fn create_user(client: &Client, user: &str, credentials: &Credentials, att
 /// A statement that creates the user, or changes an existing one. It does not wait for standbys, which do not exist yet.
 #[must_use]
 pub fn user_statement(user: &str, password: Option<&str>, attributes: &str) -> String {
-    let password = password.map_or_else(String::new, |password| format!(" PASSWORD {}", quote_literal(password)));
+    let password = password.map_or_else(String::new, |password| {
+        format!(" PASSWORD {}", quote_literal(password))
+    });
     let space = if attributes.is_empty() { "" } else { " " };
     let attributes = format!("{attributes}{space}LOGIN{password}");
     let name = quote_identifier(user);
@@ -338,7 +389,9 @@ pub fn grants_for_rewind(user: &str) -> String {
     ];
     let mut statements = "SET synchronous_commit TO 'local';".to_owned();
     for function in functions {
-        statements.push_str(&format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {user};"));
+        statements.push_str(&format!(
+            "GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {user};"
+        ));
     }
     statements.push_str("RESET synchronous_commit;");
     statements
@@ -351,7 +404,10 @@ fn quote_identifier(name: &str) -> String {
 /// Safe with `standard_conforming_strings` on and off.
 fn quote_literal(text: &str) -> String {
     let escape = if text.contains('\\') { " E" } else { "" };
-    format!("{escape}'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    format!(
+        "{escape}'{}'",
+        text.replace('\\', "\\\\").replace('\'', "''")
+    )
 }
 
 /// A dollar quote that does not occur in the text.
@@ -378,13 +434,27 @@ pub async fn post_bootstrap(
 ) -> Result<(), BootstrapError> {
     let local = Upstream::local(&settings.local_host(), settings.port);
     let conninfo = Conninfo::new(&local, &settings.superuser, &settings.database, version);
-    let mut environment = vec![("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=0".to_owned())];
+    let mut environment = vec![(
+        "PGOPTIONS",
+        "-c synchronous_commit=local -c statement_timeout=0".to_owned(),
+    )];
     if let Some(password) = &settings.superuser.password {
         let user = settings.superuser.username.as_deref().unwrap_or_default();
-        write_passwords(&settings.pgpass, &super::render::pgpass(&local.host, &local.port, user, password))?;
+        write_passwords(
+            &settings.pgpass,
+            &super::render::pgpass(&local.host, &local.port, user, password),
+        )?;
         environment.push(("PGPASSFILE", settings.pgpass.display().to_string()));
     }
-    hooks::run("bootstrap.post_bootstrap", command, &[conninfo.to_string()], &environment, None, cancelled).await?;
+    hooks::run(
+        "bootstrap.post_bootstrap",
+        command,
+        &[conninfo.to_string()],
+        &environment,
+        None,
+        cancelled,
+    )
+    .await?;
     Ok(())
 }
 
@@ -455,9 +525,18 @@ mod tests {
             add_defaults(&mut arguments, superuser);
             arguments.join(" ")
         };
-        assert_eq!(after(&[], &with_password), "--data-checksums --auth-local=trust --auth-host=scram-sha-256");
-        assert_eq!(after(&["--auth=md5", "--no-data-checksums"], &with_password), "--auth=md5 --no-data-checksums");
-        assert_eq!(after(&["--data-checksums"], &Credentials::default()), "--data-checksums");
+        assert_eq!(
+            after(&[], &with_password),
+            "--data-checksums --auth-local=trust --auth-host=scram-sha-256"
+        );
+        assert_eq!(
+            after(&["--auth=md5", "--no-data-checksums"], &with_password),
+            "--auth=md5 --no-data-checksums"
+        );
+        assert_eq!(
+            after(&["--data-checksums"], &Credentials::default()),
+            "--data-checksums"
+        );
     }
 
     #[test]
@@ -467,9 +546,15 @@ mod tests {
         let section = json!({"command": "x", "source": "s3", "deep": true, "scope": "no", "recovery_conf": {"a": "b"}});
         let section = section.as_object().unwrap();
         let text = custom_arguments(section, "demo", &settings).join(" ");
-        assert_eq!(text.replace(&root.path().display().to_string(), ""), "--scope=demo --datadir=/data --source=s3 --deep=True");
+        assert_eq!(
+            text.replace(&root.path().display().to_string(), ""),
+            "--scope=demo --datadir=/data --source=s3 --deep=True"
+        );
         let section = json!({"no_params": 1, "k": 2});
-        assert_eq!(custom_arguments(section.as_object().unwrap(), "demo", &settings), ["--k=2"]);
+        assert_eq!(
+            custom_arguments(section.as_object().unwrap(), "demo", &settings),
+            ["--k=2"]
+        );
     }
 
     #[tokio::test]
@@ -479,9 +564,15 @@ mod tests {
         fs::write(settings.data_dir.join("precious"), "").unwrap();
         let never = std::future::pending::<()>;
         let refused = initdb(&settings, &Value::Null, never()).await;
-        assert!(matches!(refused, Err(BootstrapError::NotEmpty { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(BootstrapError::NotEmpty { .. })),
+            "{refused:?}"
+        );
         let refused = initdb(&settings, &json!([{"pgdata": "/x"}]), never()).await;
-        assert!(matches!(refused, Err(BootstrapError::Option(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(BootstrapError::Option(_))),
+            "{refused:?}"
+        );
         assert!(settings.data_dir.join("precious").exists());
     }
 
@@ -490,9 +581,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let settings = settings_in(root.path());
         let section = json!({"command": "/bin/sh -c 'touch ${1#--datadir=}/part; exit 1'"});
-        let result = custom(&settings, section.as_object().unwrap(), "demo", std::future::pending()).await;
+        let result = custom(
+            &settings,
+            section.as_object().unwrap(),
+            "demo",
+            std::future::pending(),
+        )
+        .await;
         assert!(matches!(result, Err(BootstrapError::Hook(_))), "{result:?}");
-        let CleanUp::Moved(path) = clean_up(&settings).unwrap() else { panic!("not moved") };
+        let CleanUp::Moved(path) = clean_up(&settings).unwrap() else {
+            panic!("not moved")
+        };
         assert!(path.join("part").exists());
         assert!(matches!(clean_up(&settings).unwrap(), CleanUp::Nothing));
     }

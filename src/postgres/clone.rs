@@ -13,13 +13,13 @@ use tokio::io::AsyncReadExt;
 
 use super::Settings;
 use super::binaries::{self, CANCEL_GRACE, ToolError};
-use super::bootstrap::{is_truthy, scalar_text};
 use super::conninfo::Conninfo;
 use super::directory::{self, Contents, DirectoryError, Filling, Removal};
 use super::hooks;
 use super::options::{self, FORBIDDEN_BASEBACKUP, OptionProblem};
 use super::process::Process;
 use super::write::{FileError, write_passwords};
+use crate::config::value::{is_truthy, text};
 use crate::types::PgVersion;
 
 /// Between two attempts of pg_basebackup.
@@ -39,7 +39,10 @@ impl Progress {
     /// Bytes received and bytes expected (0: unknown). An estimate: the source keeps changing.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+        (
+            self.done.load(Ordering::Relaxed),
+            self.total.load(Ordering::Relaxed),
+        )
     }
 
     fn set(&self, done: u64, total: u64) {
@@ -94,7 +97,11 @@ pub fn methods<'v>(
     version: PgVersion,
 ) -> (Vec<Method>, Vec<OptionProblem>) {
     let default = ["basebackup".to_owned()];
-    let names = if names.is_empty() { &default[..] } else { names };
+    let names = if names.is_empty() {
+        &default[..]
+    } else {
+        names
+    };
     let mut problems = Vec::new();
     let mut methods = Vec::new();
     for name in names {
@@ -121,7 +128,9 @@ fn base_backup_options(section: &Value, version: PgVersion) -> (Vec<String>, Vec
     let tool = "pg_basebackup";
     let (mut options, mut problems) = options::parse(tool, section, &FORBIDDEN_BASEBACKUP);
     options.retain(|option| {
-        let Some(rest) = option.strip_prefix("--compress") else { return true };
+        let Some(rest) = option.strip_prefix("--compress") else {
+            return true;
+        };
         let allowed = version.at_least(15) && rest.starts_with("=server");
         if !allowed {
             problems.push(OptionProblem::NotAllowed {
@@ -135,19 +144,25 @@ fn base_backup_options(section: &Value, version: PgVersion) -> (Vec<String>, Vec
 }
 
 fn custom_method(name: &str, section: &Map<String, Value>) -> CustomMethod {
-    let no_params = is_truthy(section.get("no_params"));
+    let no_params = section.get("no_params").is_some_and(is_truthy);
     // With no_params none of the marks is passed on; without it they are, as scripts rely on it.
-    let passed = |key: &str| key != "command" && !(no_params && matches!(key, "no_params" | "no_leader" | "keep_data"));
+    let passed = |key: &str| {
+        key != "command" && !(no_params && matches!(key, "no_params" | "no_leader" | "keep_data"))
+    };
     CustomMethod {
         name: name.to_owned(),
-        command: section.get("command").and_then(Value::as_str).unwrap_or(name).to_owned(),
-        keep_data: is_truthy(section.get("keep_data")),
+        command: section
+            .get("command")
+            .and_then(Value::as_str)
+            .unwrap_or(name)
+            .to_owned(),
+        keep_data: section.get("keep_data").is_some_and(is_truthy),
         no_params,
-        no_leader: is_truthy(section.get("no_leader")),
+        no_leader: section.get("no_leader").is_some_and(is_truthy),
         arguments: section
             .iter()
             .filter(|(key, _)| passed(key))
-            .map(|(key, value)| (key.clone(), scalar_text(value)))
+            .map(|(key, value)| (key.clone(), text(value)))
             .collect(),
     }
 }
@@ -205,11 +220,17 @@ pub struct CloneRequest<'a> {
 ///
 /// # Errors
 /// See [`CloneError`]. What a failed method left has been removed.
-pub async fn clone(request: &CloneRequest<'_>, cancelled: impl Future<Output = ()>) -> Result<String, CloneError> {
+pub async fn clone(
+    request: &CloneRequest<'_>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<String, CloneError> {
     let settings = request.settings;
     let mut cancelled = std::pin::pin!(cancelled);
     let removal = may_replace(request)?;
-    if let Some(passwords) = request.source.and_then(|source| source.passwords.as_deref()) {
+    if let Some(passwords) = request
+        .source
+        .and_then(|source| source.passwords.as_deref())
+    {
         write_passwords(&settings.pgpass, passwords)?;
     }
     let mut failures = Vec::new();
@@ -223,8 +244,14 @@ pub async fn clone(request: &CloneRequest<'_>, cancelled: impl Future<Output = (
             removal = Removal::OwnUnfinished;
         }
         let (name, result) = match method {
-            Method::BaseBackup(options) => ("basebackup", base_backup(request, options, cancelled.as_mut()).await),
-            Method::Custom(custom) => (custom.name.as_str(), run_custom(request, custom, cancelled.as_mut()).await),
+            Method::BaseBackup(options) => (
+                "basebackup",
+                base_backup(request, options, cancelled.as_mut()).await,
+            ),
+            Method::Custom(custom) => (
+                custom.name.as_str(),
+                run_custom(request, custom, cancelled.as_mut()).await,
+            ),
         };
         match result {
             Ok(()) => {
@@ -274,7 +301,9 @@ fn clear(request: &CloneRequest<'_>, removal: Removal) -> Result<(), CloneError>
                 tracing::warn!(path = %path.display(), "the replaced data directory is kept until the next one");
                 return Ok(());
             }
-            directory::SetAside::NotKept { reason } => tracing::warn!(reason, "the replaced data directory is not kept"),
+            directory::SetAside::NotKept { reason } => {
+                tracing::warn!(reason, "the replaced data directory is not kept")
+            }
         }
     }
     Ok(directory::remove(data_dir, removal)?)
@@ -314,7 +343,8 @@ async fn base_backup(
         }
         attempt += 1;
         // What an attempt left is ours: the directory was empty before it.
-        directory::remove(&settings.data_dir, Removal::OwnUnfinished).map_err(|error| Failure::Failed(error.to_string()))?;
+        directory::remove(&settings.data_dir, Removal::OwnUnfinished)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
         tokio::select! {
             () = &mut cancelled => return Err(Failure::Cancelled),
             () = tokio::time::sleep(RETRY_DELAY) => {}
@@ -330,7 +360,10 @@ fn base_backup_arguments(settings: &Settings, source: &Source, options: &[String
         format!("--dbname={}", source.conninfo),
     ];
     // The default, a spread checkpoint, makes a new replica wait for minutes on an idle primary.
-    if !options.iter().any(|option| option.starts_with("--checkpoint")) {
+    if !options
+        .iter()
+        .any(|option| option.starts_with("--checkpoint"))
+    {
         arguments.push("--checkpoint=fast".to_owned());
     }
     if !options.iter().any(|option| option == "--progress") {
@@ -355,7 +388,10 @@ async fn base_backup_once(
         .stderr(Stdio::piped());
     let failed = |error: std::io::Error| Failure::Failed(format!("pg_basebackup: {error}"));
     let mut child = command.spawn().map_err(failed)?;
-    let process = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(|pid| Process::open(pid).ok().flatten());
+    let process = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(|pid| Process::open(pid).ok().flatten());
     let stderr = child.stderr.take();
     let mut messages = String::new();
     let ended = {
@@ -387,13 +423,21 @@ async fn base_backup_once(
                 progress.set(done.max(total), done.max(total));
                 return Ok(());
             }
-            Err(Failure::Failed(format!("pg_basebackup ended with {status}: {}", messages.trim())))
+            Err(Failure::Failed(format!(
+                "pg_basebackup ended with {status}: {}",
+                messages.trim()
+            )))
         }
     }
 }
 
 /// Reads what pg_basebackup writes until it ends. Its lines end with a carriage return while it reports progress.
-async fn follow_messages(mut stderr: tokio::process::ChildStderr, settings: &Settings, progress: &Progress, messages: &mut String) {
+async fn follow_messages(
+    mut stderr: tokio::process::ChildStderr,
+    settings: &Settings,
+    progress: &Progress,
+    messages: &mut String,
+) {
     let mut buffer = [0_u8; 4096];
     let mut line = Vec::new();
     let mut marked = false;
@@ -410,7 +454,8 @@ async fn follow_messages(mut stderr: tokio::process::ChildStderr, settings: &Set
                     progress.set(done, total);
                     // Only now is the directory ours beyond doubt: pg_basebackup has found it empty.
                     if !marked && done > 0 {
-                        marked = directory::mark_incomplete(&settings.data_dir, Filling::Clone).is_ok();
+                        marked =
+                            directory::mark_incomplete(&settings.data_dir, Filling::Clone).is_ok();
                     }
                 }
                 None if !text.is_empty() => {
@@ -428,14 +473,30 @@ async fn follow_messages(mut stderr: tokio::process::ChildStderr, settings: &Set
 fn parse_progress(line: &str) -> Option<(u64, u64)> {
     let (numbers, _) = line.split_once(" kB (")?;
     let (done, total) = numbers.trim().split_once('/')?;
-    Some((done.parse::<u64>().ok()?.saturating_mul(1024), total.parse::<u64>().ok()?.saturating_mul(1024)))
+    Some((
+        done.parse::<u64>().ok()?.saturating_mul(1024),
+        total.parse::<u64>().ok()?.saturating_mul(1024),
+    ))
 }
 
-async fn run_custom(request: &CloneRequest<'_>, method: &CustomMethod, cancelled: impl Future<Output = ()>) -> Result<(), Failure> {
+async fn run_custom(
+    request: &CloneRequest<'_>,
+    method: &CustomMethod,
+    cancelled: impl Future<Output = ()>,
+) -> Result<(), Failure> {
     let settings = request.settings;
     let arguments = custom_arguments(request, method);
     let environment = [("PGPASSFILE", settings.pgpass.display().to_string())];
-    match hooks::run("create_replica_methods", &method.command, &arguments, &environment, None, cancelled).await {
+    match hooks::run(
+        "create_replica_methods",
+        &method.command,
+        &arguments,
+        &environment,
+        None,
+        cancelled,
+    )
+    .await
+    {
         Ok(()) => Ok(()),
         Err(hooks::HookError::NotRun { source, .. }) => Err(source.into()),
         Err(error) => Err(Failure::Failed(error.to_string())),
@@ -448,12 +509,25 @@ fn custom_arguments(request: &CloneRequest<'_>, method: &CustomMethod) -> Vec<St
         let conninfo = request.source.map(|source| source.conninfo.to_string());
         values.push(("scope".into(), request.scope.to_owned()));
         values.push(("role".into(), "replica".into()));
-        values.push(("datadir".into(), request.settings.data_dir.display().to_string()));
+        values.push((
+            "datadir".into(),
+            request.settings.data_dir.display().to_string(),
+        ));
         values.push(("connstring".into(), conninfo.unwrap_or_default()));
     }
-    let ours = |key: &str| !method.no_params && matches!(key, "scope" | "role" | "datadir" | "connstring");
-    values.extend(method.arguments.iter().filter(|(key, _)| !ours(key)).cloned());
-    values.into_iter().map(|(key, value)| format!("--{key}={value}")).collect()
+    let ours =
+        |key: &str| !method.no_params && matches!(key, "scope" | "role" | "datadir" | "connstring");
+    values.extend(
+        method
+            .arguments
+            .iter()
+            .filter(|(key, _)| !ours(key))
+            .cloned(),
+    );
+    values
+        .into_iter()
+        .map(|(key, value)| format!("--{key}={value}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -475,15 +549,23 @@ mod tests {
         let names = ["wal_e", "pgbackrest", "bare", "basebackup"].map(str::to_owned);
         let (found, problems) = methods(&names, |name| sections.get(name), true, PG15);
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert_eq!(found[3], Method::BaseBackup(vec!["--verbose".into(), "--max-rate=100M".into()]));
-        let Method::Custom(bare) = &found[2] else { panic!() };
+        assert_eq!(
+            found[3],
+            Method::BaseBackup(vec!["--verbose".into(), "--max-rate=100M".into()])
+        );
+        let Method::Custom(bare) = &found[2] else {
+            panic!()
+        };
         assert_eq!((bare.command.as_str(), bare.no_leader), ("bare", false));
         let (without, _) = methods(&names, |name| sections.get(name), false, PG15);
         assert_eq!(without.len(), 1);
         let (default, _) = methods(&[], |_| None, true, PG15);
         assert_eq!(default, [Method::BaseBackup(vec![])]);
         let server = json!({"compress": "server-gzip"});
-        assert_eq!(base_backup_options(&server, PG15).0, ["--compress=server-gzip"]);
+        assert_eq!(
+            base_backup_options(&server, PG15).0,
+            ["--compress=server-gzip"]
+        );
         assert_eq!(base_backup_options(&server, PgVersion(140_000)).0, [""; 0]);
     }
 
@@ -508,7 +590,11 @@ mod tests {
             }
         }
 
-        fn request<'a>(&'a self, methods: &'a [Method], replace: Option<Removal>) -> CloneRequest<'a> {
+        fn request<'a>(
+            &'a self,
+            methods: &'a [Method],
+            replace: Option<Removal>,
+        ) -> CloneRequest<'a> {
             CloneRequest {
                 settings: &self.settings,
                 scope: "demo",
@@ -537,16 +623,30 @@ mod tests {
         method.arguments = vec![("k".into(), "v".into()), ("scope".into(), "x".into())];
         let text = custom_arguments(&request, &method).join(" ");
         let data = scene.settings.data_dir.display();
-        assert_eq!(text, format!("--scope=demo --role=replica --datadir={data} --connstring=host=a --k=v"));
+        assert_eq!(
+            text,
+            format!("--scope=demo --role=replica --datadir={data} --connstring=host=a --k=v")
+        );
         method.no_params = true;
         assert_eq!(custom_arguments(&request, &method), ["--k=v", "--scope=x"]);
-        let text = base_backup_arguments(&scene.settings, &scene.source, &["--checkpoint=spread".into()]).join(" ");
-        assert_eq!(text, format!("--pgdata={data} -X stream --dbname=host=a --progress --checkpoint=spread"));
+        let text = base_backup_arguments(
+            &scene.settings,
+            &scene.source,
+            &["--checkpoint=spread".into()],
+        )
+        .join(" ");
+        assert_eq!(
+            text,
+            format!("--pgdata={data} -X stream --dbname=host=a --progress --checkpoint=spread")
+        );
     }
 
     #[test]
     fn progress_lines_are_understood() {
-        assert_eq!(parse_progress("  1024/2048 kB (50%), 0/1 tablespace (...base/1/1)"), Some((1_048_576, 2_097_152)));
+        assert_eq!(
+            parse_progress("  1024/2048 kB (50%), 0/1 tablespace (...base/1/1)"),
+            Some((1_048_576, 2_097_152))
+        );
         assert_eq!(parse_progress("pg_basebackup: error: no"), None);
     }
 
@@ -558,11 +658,24 @@ mod tests {
         let methods = [Method::Custom(custom("m", "/bin/true"))];
         let never = std::future::pending::<()>;
         let refused = clone(&scene.request(&methods, None), never()).await;
-        assert!(matches!(refused, Err(CloneError::Occupied { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CloneError::Occupied { .. })),
+            "{refused:?}"
+        );
         assert!(precious.exists());
-        let make = custom("m", &format!("/bin/mkdir -p {}", scene.settings.data_dir.display()));
-        let make = CustomMethod { no_params: true, ..make };
-        let done = clone(&scene.request(&[Method::Custom(make)], Some(Removal::Reinitialise)), never()).await;
+        let make = custom(
+            "m",
+            &format!("/bin/mkdir -p {}", scene.settings.data_dir.display()),
+        );
+        let make = CustomMethod {
+            no_params: true,
+            ..make
+        };
+        let done = clone(
+            &scene.request(&[Method::Custom(make)], Some(Removal::Reinitialise)),
+            never(),
+        )
+        .await;
         assert_eq!(done.unwrap(), "m");
         assert!(!precious.exists());
     }
@@ -571,15 +684,28 @@ mod tests {
     async fn the_next_method_starts_with_a_clean_directory() {
         let scene = Scene::new();
         let data = scene.settings.data_dir.display().to_string();
-        let first = custom("first", &format!("/bin/sh -c 'mkdir -p {data}; touch {data}/junk; exit 1'"));
-        let second = custom("second", &format!("/bin/sh -c 'test ! -e {data}/junk && mkdir -p {data} && touch {data}/good'"));
+        let first = custom(
+            "first",
+            &format!("/bin/sh -c 'mkdir -p {data}; touch {data}/junk; exit 1'"),
+        );
+        let second = custom(
+            "second",
+            &format!("/bin/sh -c 'test ! -e {data}/junk && mkdir -p {data} && touch {data}/good'"),
+        );
         let methods = [Method::Custom(first.clone()), Method::Custom(second)];
         let done = clone(&scene.request(&methods, None), std::future::pending()).await;
         assert_eq!(done.unwrap(), "second");
         assert_eq!(directory::incomplete(&scene.settings.data_dir), None);
         let methods = [Method::Custom(first)];
-        let failed = clone(&scene.request(&methods, Some(Removal::Configured)), std::future::pending()).await;
-        assert!(matches!(failed, Err(CloneError::AllFailed { .. })), "{failed:?}");
+        let failed = clone(
+            &scene.request(&methods, Some(Removal::Configured)),
+            std::future::pending(),
+        )
+        .await;
+        assert!(
+            matches!(failed, Err(CloneError::AllFailed { .. })),
+            "{failed:?}"
+        );
         assert!(!scene.settings.data_dir.exists());
         assert!(scene.settings.pgpass.exists());
     }
@@ -588,7 +714,10 @@ mod tests {
     async fn a_cancelled_clone_leaves_nothing() {
         let scene = Scene::new();
         let data = scene.settings.data_dir.display().to_string();
-        let slow = custom("slow", &format!("/bin/sh -c 'mkdir -p {data}; touch {data}/junk {data}.started; sleep 600'"));
+        let slow = custom(
+            "slow",
+            &format!("/bin/sh -c 'mkdir -p {data}; touch {data}/junk {data}.started; sleep 600'"),
+        );
         let started = PathBuf::from(format!("{data}.started"));
         let cancel = async {
             while !started.exists() {

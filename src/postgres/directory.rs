@@ -66,7 +66,9 @@ pub enum DirectoryError {
         found: SystemId,
     },
     /// It has content, but is no data directory.
-    #[error("data dir for the cluster is not empty, but system ID is invalid; consider doing reinitialize")]
+    #[error(
+        "data dir for the cluster is not empty, but system ID is invalid; consider doing reinitialize"
+    )]
     Unrecognised,
     /// An operation of the file system failed.
     #[error(transparent)]
@@ -116,7 +118,9 @@ pub fn contents(data_dir: &Path) -> Result<Contents, DirectoryError> {
         return Ok(Contents::Incomplete(filling));
     }
     match major_version(data_dir) {
-        Some(version) if data_dir.join("global/pg_control").exists() => Ok(Contents::Cluster(version)),
+        Some(version) if data_dir.join("global/pg_control").exists() => {
+            Ok(Contents::Cluster(version))
+        }
         _ => Ok(Contents::Unrecognised),
     }
 }
@@ -133,12 +137,16 @@ pub fn is_empty(data_dir: &Path) -> Result<bool, DirectoryError> {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            return Err(DirectoryError::NotADirectory { path: data_dir.to_owned() });
+            return Err(DirectoryError::NotADirectory {
+                path: data_dir.to_owned(),
+            });
         }
         Err(error) => return Err(FileError::wrap("read", data_dir)(error).into()),
     };
     for entry in entries {
-        let name = entry.map_err(FileError::wrap("read", data_dir))?.file_name();
+        let name = entry
+            .map_err(FileError::wrap("read", data_dir))?
+            .file_name();
         let name = name.to_string_lossy();
         if !name.starts_with('.') && name != "lost+found" {
             return Ok(false);
@@ -169,7 +177,9 @@ pub fn mark_incomplete(data_dir: &Path, filling: Filling) -> Result<(), FileErro
 pub fn mark_complete(data_dir: &Path) -> Result<(), FileError> {
     let path = data_dir.join(MARKER);
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::wrap("remove", &path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::wrap("remove", &path)(error))
+        }
         _ => sync_directory(data_dir).map_err(FileError::wrap("sync", data_dir)),
     }
 }
@@ -231,7 +241,11 @@ pub fn check_major(data_dir: &Path, programs: PgVersion) -> Result<(), Directory
 ///
 /// # Errors
 /// [`DirectoryError::OtherCluster`].
-pub fn check_cluster(node: &str, cluster: &SystemId, found: &SystemId) -> Result<(), DirectoryError> {
+pub fn check_cluster(
+    node: &str,
+    cluster: &SystemId,
+    found: &SystemId,
+) -> Result<(), DirectoryError> {
     if cluster == found {
         return Ok(());
     }
@@ -253,7 +267,12 @@ pub fn outside_links(data_dir: &Path) -> Result<Vec<(PathBuf, PathBuf)>, FileErr
         Ok(entries) => {
             for entry in entries {
                 let entry = entry.map_err(FileError::wrap("read", &tablespaces))?;
-                if entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()) {
+                if entry
+                    .file_name()
+                    .to_string_lossy()
+                    .bytes()
+                    .all(|b| b.is_ascii_digit())
+                {
                     candidates.push(entry.path());
                 }
             }
@@ -277,7 +296,10 @@ pub fn outside_links(data_dir: &Path) -> Result<Vec<(PathBuf, PathBuf)>, FileErr
 /// # Errors
 /// The file system could not be asked.
 pub fn free_space(path: &Path) -> io::Result<u64> {
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(existing)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
@@ -285,11 +307,15 @@ pub fn free_space(path: &Path) -> io::Result<u64> {
 /// Bytes of all files below `path`; links are not followed; what vanishes meanwhile does not count.
 #[must_use]
 pub fn size(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
     if !metadata.is_dir() {
         return metadata.len();
     }
-    let Ok(entries) = fs::read_dir(path) else { return 0 };
+    let Ok(entries) = fs::read_dir(path) else {
+        return 0;
+    };
     entries.flatten().map(|entry| size(&entry.path())).sum()
 }
 
@@ -345,7 +371,9 @@ pub fn set_aside_diverged(data_dir: &Path) -> SetAside {
     }
     match rename_with_links(data_dir, ".diverged") {
         Ok(path) => SetAside::Kept(path),
-        Err(error) => SetAside::NotKept { reason: error.to_string() },
+        Err(error) => SetAside::NotKept {
+            reason: error.to_string(),
+        },
     }
 }
 
@@ -358,11 +386,16 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// All or nothing: if one directory cannot be renamed (a mount point), those before it get their names back.
 fn rename_with_links(data_dir: &Path, suffix: &str) -> Result<PathBuf, FileError> {
     let links = outside_links(data_dir)?;
-    let outside = links.iter().map(|(_, target)| target.as_path()).filter(|target| target.exists());
+    let outside = links
+        .iter()
+        .map(|(_, target)| target.as_path())
+        .filter(|target| target.exists());
     let mut renamed: Vec<(&Path, PathBuf)> = Vec::new();
     for directory in outside.chain([data_dir]) {
         let new = with_suffix(directory, suffix);
-        let done = remove_tree(&new).and_then(|()| fs::rename(directory, &new).map_err(FileError::wrap("rename", directory)));
+        let done = remove_tree(&new).and_then(|()| {
+            fs::rename(directory, &new).map_err(FileError::wrap("rename", directory))
+        });
         if let Err(error) = done {
             for (old, new) in renamed.iter().rev() {
                 fs::rename(new, old).map_err(FileError::wrap("rename back", new))?;
@@ -422,8 +455,15 @@ pub fn empty_directory(directory: &Path) -> Result<(), FileError> {
             continue;
         }
         let path = entry.path();
-        let is_directory = entry.file_type().map_err(FileError::wrap("read", &path))?.is_dir();
-        let removed = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let is_directory = entry
+            .file_type()
+            .map_err(FileError::wrap("read", &path))?
+            .is_dir();
+        let removed = if is_directory {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         removed.map_err(FileError::wrap("remove", &path))?;
     }
     Ok(())
@@ -434,7 +474,10 @@ fn remove_tree(directory: &Path) -> Result<(), FileError> {
     empty_directory(directory)?;
     match fs::remove_dir(directory) {
         Err(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy | io::ErrorKind::PermissionDenied | io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ResourceBusy
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::DirectoryNotEmpty => Ok(()),
             _ => Err(FileError::wrap("remove", directory)(error)),
         },
         Ok(()) => Ok(()),
@@ -466,12 +509,21 @@ mod tests {
         fs::write(data.join("PG_VERSION"), "15").unwrap();
         assert_eq!(contents(&data).unwrap(), Contents::Unrecognised);
         mark_incomplete(&data, Filling::Clone).unwrap();
-        assert_eq!(contents(&data).unwrap(), Contents::Incomplete(Filling::Clone));
+        assert_eq!(
+            contents(&data).unwrap(),
+            Contents::Incomplete(Filling::Clone)
+        );
         mark_complete(&data).unwrap();
         cluster(root.path());
-        assert_eq!(contents(&data).unwrap(), Contents::Cluster(PgVersion(150_000)));
+        assert_eq!(
+            contents(&data).unwrap(),
+            Contents::Cluster(PgVersion(150_000))
+        );
         fs::write(root.path().join("file"), "").unwrap();
-        assert!(matches!(contents(&root.path().join("file")), Err(DirectoryError::NotADirectory { .. })));
+        assert!(matches!(
+            contents(&root.path().join("file")),
+            Err(DirectoryError::NotADirectory { .. })
+        ));
     }
 
     #[test]
@@ -480,13 +532,24 @@ mod tests {
         let data = cluster(root.path());
         let me = fs::metadata(&data).unwrap().uid();
         fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(check_access(&data, me), Err(DirectoryError::TooOpen { mode: 0o755, .. })));
+        assert!(matches!(
+            check_access(&data, me),
+            Err(DirectoryError::TooOpen { mode: 0o755, .. })
+        ));
         fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
         assert!(check_access(&data, me).is_ok());
-        assert!(matches!(check_access(&data, me + 1), Err(DirectoryError::WrongOwner { .. })));
+        assert!(matches!(
+            check_access(&data, me + 1),
+            Err(DirectoryError::WrongOwner { .. })
+        ));
         assert!(check_major(&data, PgVersion(150_004)).is_ok());
-        let error = check_major(&data, PgVersion(170_000)).unwrap_err().to_string();
-        assert!(error.contains("made by PostgreSQL 15, the programs are 17"), "{error}");
+        let error = check_major(&data, PgVersion(170_000))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("made by PostgreSQL 15, the programs are 17"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -494,7 +557,9 @@ mod tests {
         let id = |text: &str| text.parse::<SystemId>().unwrap();
         assert!(check_cluster("n", &id("1234567890"), &id("1234567890")).is_ok());
         assert_eq!(
-            check_cluster("n", &id("1234567890"), &id("1234567891")).unwrap_err().to_string(),
+            check_cluster("n", &id("1234567890"), &id("1234567891"))
+                .unwrap_err()
+                .to_string(),
             "system ID mismatch, node n belongs to a different cluster: 1234567890 != 1234567891"
         );
     }
@@ -514,7 +579,10 @@ mod tests {
         assert!(!data.exists() && !wal.exists() && !space.exists());
         assert!(!failed.join("old").exists());
         assert!(failed.join("pg_wal/segment").exists());
-        assert_eq!(fs::read_link(failed.join("pg_tblspc/16384")).unwrap(), root.path().join("space.failed"));
+        assert_eq!(
+            fs::read_link(failed.join("pg_tblspc/16384")).unwrap(),
+            root.path().join("space.failed")
+        );
     }
 
     #[test]
@@ -540,7 +608,9 @@ mod tests {
         for content in ["one", "two"] {
             let data = cluster(root.path());
             fs::write(data.join("which"), content).unwrap();
-            let SetAside::Kept(path) = set_aside_diverged(&data) else { panic!("not kept") };
+            let SetAside::Kept(path) = set_aside_diverged(&data) else {
+                panic!("not kept")
+            };
             assert_eq!(path, root.path().join("data.diverged"));
             assert!(!data.exists());
             assert_eq!(fs::read_to_string(path.join("which")).unwrap(), content);

@@ -71,10 +71,20 @@ impl Callbacks {
     ///
     /// # Errors
     /// The command cannot be split into words.
-    pub fn call(&self, command: &str, event: Event, role: &str, scope: &str) -> Result<(), Malformed> {
+    pub fn call(
+        &self,
+        command: &str,
+        event: Event,
+        role: &str,
+        scope: &str,
+    ) -> Result<(), Malformed> {
         let mut arguments = shell_split(command)?;
         arguments.extend([event.as_str().to_owned(), role.to_owned(), scope.to_owned()]);
-        let slot = if event == Event::OnReload { &self.reloads } else { &self.events };
+        let slot = if event == Event::OnReload {
+            &self.reloads
+        } else {
+            &self.events
+        };
         slot.send_replace(Some(Call { arguments }));
         Ok(())
     }
@@ -108,7 +118,10 @@ async fn run_calls(mut calls: watch::Receiver<Option<Call>>, is_reload: bool) {
             if is_reload {
                 let _ = process.signal(Signal::TERM);
             }
-            tracing::warn!(pid = process.pid(), "a callback is still running; it is killed for the next one");
+            tracing::warn!(
+                pid = process.pid(),
+                "a callback is still running; it is killed for the next one"
+            );
             kill_tree(&process).await;
             let _ = child.wait().await;
         }
@@ -124,7 +137,10 @@ fn start(call: &Call) -> Option<(Child, Process)> {
     command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
     match command.spawn() {
         Ok(child) => {
-            let process = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(|pid| Process::open(pid).ok().flatten());
+            let process = child
+                .id()
+                .and_then(|pid| i32::try_from(pid).ok())
+                .and_then(|pid| Process::open(pid).ok().flatten());
             process.map(|process| (child, process))
         }
         Err(error) => {
@@ -137,7 +153,11 @@ fn start(call: &Call) -> Option<(Child, Process)> {
 fn command_of(arguments: &[String]) -> Option<Command> {
     let (program, rest) = arguments.split_first()?;
     let mut command = Command::new(program);
-    command.args(rest).env_clear().envs(child_environment()).stdin(Stdio::null());
+    command
+        .args(rest)
+        .env_clear()
+        .envs(child_environment())
+        .stdin(Stdio::null());
     Some(command)
 }
 
@@ -194,7 +214,8 @@ pub async fn run(
     limit: Option<Duration>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<(), HookError> {
-    let mut arguments = shell_split(command).map_err(|source| HookError::NoCommand { setting, source })?;
+    let mut arguments =
+        shell_split(command).map_err(|source| HookError::NoCommand { setting, source })?;
     arguments.extend(extra.iter().cloned());
     let Some(mut prepared) = command_of(&arguments) else {
         let source = Malformed {
@@ -221,7 +242,9 @@ pub async fn run(
             status: output.status,
             stderr: output.stderr.trim().to_owned(),
         }),
-        (Err(ToolError::Cancelled { .. }), Some(limit)) if too_slow => Err(HookError::TooSlow { setting, limit }),
+        (Err(ToolError::Cancelled { .. }), Some(limit)) if too_slow => {
+            Err(HookError::TooSlow { setting, limit })
+        }
         (Err(source), _) => Err(HookError::NotRun { setting, source }),
     }
 }
@@ -252,9 +275,18 @@ mod tests {
         let out = root.path().join("out");
         let callbacks = Callbacks::new();
         let command = format!("/bin/sh -c 'echo \"$0 $1 $2\" > {}'", out.display());
-        callbacks.call(&command, Event::OnRoleChange, "primary", "demo").unwrap();
-        eventually("the callback wrote", || content(&out) == "on_role_change primary demo\n").await;
-        assert!(callbacks.call("'", Event::OnStart, "replica", "demo").is_err());
+        callbacks
+            .call(&command, Event::OnRoleChange, "primary", "demo")
+            .unwrap();
+        eventually("the callback wrote", || {
+            content(&out) == "on_role_change primary demo\n"
+        })
+        .await;
+        assert!(
+            callbacks
+                .call("'", Event::OnStart, "replica", "demo")
+                .is_err()
+        );
     }
 
     #[tokio::test]
@@ -262,15 +294,33 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
         let callbacks = Callbacks::new();
-        let slow = |name: &str| format!("/bin/sh -c 'echo $$ > {}; sleep 600 & wait'", path(name).display());
+        let slow = |name: &str| {
+            format!(
+                "/bin/sh -c 'echo $$ > {}; sleep 600 & wait'",
+                path(name).display()
+            )
+        };
         let pid = |name: &str| content(&path(name)).trim().parse::<i32>().ok();
-        callbacks.call(&slow("reload"), Event::OnReload, "primary", "demo").unwrap();
-        callbacks.call(&slow("start"), Event::OnStart, "primary", "demo").unwrap();
-        eventually("both run", || pid("reload").is_some() && pid("start").is_some()).await;
+        callbacks
+            .call(&slow("reload"), Event::OnReload, "primary", "demo")
+            .unwrap();
+        callbacks
+            .call(&slow("start"), Event::OnStart, "primary", "demo")
+            .unwrap();
+        eventually("both run", || {
+            pid("reload").is_some() && pid("start").is_some()
+        })
+        .await;
         let quick = format!("/bin/sh -c 'echo done > {}'", path("stop").display());
-        callbacks.call(&quick, Event::OnStop, "primary", "demo").unwrap();
+        callbacks
+            .call(&quick, Event::OnStop, "primary", "demo")
+            .unwrap();
         eventually("the last one ran", || content(&path("stop")) == "done\n").await;
-        let is_alive = |name: &str| Process::open(pid(name).unwrap()).unwrap().is_some_and(|p| p.is_alive());
+        let is_alive = |name: &str| {
+            Process::open(pid(name).unwrap())
+                .unwrap()
+                .is_some_and(|p| p.is_alive())
+        };
         assert!(!is_alive("start"));
         assert!(is_alive("reload"));
         let reload = Process::open(pid("reload").unwrap()).unwrap().unwrap();
@@ -280,17 +330,69 @@ mod tests {
     #[tokio::test]
     async fn a_hook_that_is_waited_for_reports_how_it_ended() {
         let never = std::future::pending::<()>;
-        assert!(run("pre_promote", "/bin/true", &[], &[], None, never()).await.is_ok());
+        assert!(
+            run("pre_promote", "/bin/true", &[], &[], None, never())
+                .await
+                .is_ok()
+        );
         let environment = [("X", "y".to_owned())];
-        assert!(run("pre_promote", "/bin/sh -c 'test $X = y -a $0 = z'", &["z".into()], &environment, None, never()).await.is_ok());
-        let failed = run("pre_promote", "/bin/sh -c 'echo why >&2; exit 2'", &[], &[], None, never()).await.unwrap_err();
-        assert!(failed.to_string().contains("pre_promote: the command ended with exit status: 2: why"), "{failed}");
-        assert!(matches!(run("x", "/no/such/program", &[], &[], None, never()).await, Err(HookError::NotRun { .. })));
-        assert!(matches!(run("x", " ", &[], &[], None, never()).await, Err(HookError::NoCommand { .. })));
+        assert!(
+            run(
+                "pre_promote",
+                "/bin/sh -c 'test $X = y -a $0 = z'",
+                &["z".into()],
+                &environment,
+                None,
+                never()
+            )
+            .await
+            .is_ok()
+        );
+        let failed = run(
+            "pre_promote",
+            "/bin/sh -c 'echo why >&2; exit 2'",
+            &[],
+            &[],
+            None,
+            never(),
+        )
+        .await
+        .unwrap_err();
+        assert!(
+            failed
+                .to_string()
+                .contains("pre_promote: the command ended with exit status: 2: why"),
+            "{failed}"
+        );
+        assert!(matches!(
+            run("x", "/no/such/program", &[], &[], None, never()).await,
+            Err(HookError::NotRun { .. })
+        ));
+        assert!(matches!(
+            run("x", " ", &[], &[], None, never()).await,
+            Err(HookError::NoCommand { .. })
+        ));
         let limit = Some(Duration::from_millis(50));
         let slow = run("before_stop", "/bin/sleep 600", &[], &[], limit, never()).await;
         assert!(matches!(slow, Err(HookError::TooSlow { .. })), "{slow:?}");
-        let cancelled = run("before_stop", "/bin/sleep 600", &[], &[], None, std::future::ready(())).await;
-        assert!(matches!(cancelled, Err(HookError::NotRun { source: ToolError::Cancelled { .. }, .. })), "{cancelled:?}");
+        let cancelled = run(
+            "before_stop",
+            "/bin/sleep 600",
+            &[],
+            &[],
+            None,
+            std::future::ready(()),
+        )
+        .await;
+        assert!(
+            matches!(
+                cancelled,
+                Err(HookError::NotRun {
+                    source: ToolError::Cancelled { .. },
+                    ..
+                })
+            ),
+            "{cancelled:?}"
+        );
     }
 }

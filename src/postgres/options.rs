@@ -47,7 +47,9 @@ pub enum OptionProblem {
         option: String,
     },
     /// Neither a name nor a one-key map with a text or number.
-    #[error("Error when parsing {tool} key {item}: value should be string value or a single key-value pair")]
+    #[error(
+        "Error when parsing {tool} key {item}: value should be string value or a single key-value pair"
+    )]
     Malformed {
         /// The tool.
         tool: &'static str,
@@ -66,7 +68,11 @@ pub enum OptionProblem {
 ///
 /// initdb's caller treats any problem as fatal, the others log it.
 #[must_use]
-pub fn parse(tool: &'static str, section: &Value, forbidden: &[&str]) -> (Vec<String>, Vec<OptionProblem>) {
+pub fn parse(
+    tool: &'static str,
+    section: &Value,
+    forbidden: &[&str],
+) -> (Vec<String>, Vec<OptionProblem>) {
     let (mut arguments, mut problems) = (Vec::new(), Vec::new());
     let mut add = |name: &str, value: Option<&Value>| match argument(tool, name, value, forbidden) {
         Ok(text) => arguments.push(text),
@@ -78,13 +84,17 @@ pub fn parse(tool: &'static str, section: &Value, forbidden: &[&str]) -> (Vec<St
             for item in items {
                 match item {
                     Value::String(name) => add(name, None),
-                    Value::Object(pair) if pair.len() == 1 => pair.iter().for_each(|(name, value)| add(name, Some(value))),
+                    Value::Object(pair) if pair.len() == 1 => {
+                        pair.iter().for_each(|(name, value)| add(name, Some(value)))
+                    }
                     other => add("", Some(other)),
                 }
             }
         }
         Value::Object(map) => {
-            let is_falsy = |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value == "" || value == 0;
+            let is_falsy = |value: &Value| {
+                matches!(value, Value::Null | Value::Bool(false)) || value == "" || value == 0
+            };
             for (name, value) in map.iter().filter(|(_, value)| !is_falsy(value)) {
                 add(name, Some(value));
             }
@@ -94,7 +104,12 @@ pub fn parse(tool: &'static str, section: &Value, forbidden: &[&str]) -> (Vec<St
     (arguments, problems)
 }
 
-fn argument(tool: &'static str, name: &str, value: Option<&Value>, forbidden: &[&str]) -> Result<String, OptionProblem> {
+fn argument(
+    tool: &'static str,
+    name: &str,
+    value: Option<&Value>,
+    forbidden: &[&str],
+) -> Result<String, OptionProblem> {
     let malformed = |item: String| OptionProblem::Malformed { tool, item };
     let text = match value {
         None => None,
@@ -103,13 +118,23 @@ fn argument(tool: &'static str, name: &str, value: Option<&Value>, forbidden: &[
         Some(Value::Number(number)) => Some(number.to_string()),
         // `verbose: true` in the map form.
         Some(Value::Bool(true)) => None,
-        Some(other) => return Err(malformed(if name.is_empty() { other.to_string() } else { format!("{name}: {other}") })),
+        Some(other) => {
+            return Err(malformed(if name.is_empty() {
+                other.to_string()
+            } else {
+                format!("{name}: {other}")
+            }));
+        }
     };
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(malformed(name.to_owned()));
     }
     // A name may carry its value ("opt=value"); that must not smuggle a refused one in.
-    let bare = name.trim_start_matches('-').split('=').next().unwrap_or_default();
+    let bare = name
+        .trim_start_matches('-')
+        .split('=')
+        .next()
+        .unwrap_or_default();
     if forbidden.contains(&bare) {
         return Err(OptionProblem::NotAllowed {
             tool,
@@ -122,7 +147,10 @@ fn argument(tool: &'static str, name: &str, value: Option<&Value>, forbidden: &[
 
 /// Without a pair of shell quotes around the whole value.
 fn unquoted(text: &str) -> &str {
-    let inner = |quote: char| text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    let inner = |quote: char| {
+        text.strip_prefix(quote)
+            .and_then(|rest| rest.strip_suffix(quote))
+    };
     inner('\'').or_else(|| inner('"')).unwrap_or(text)
 }
 
@@ -141,7 +169,9 @@ pub fn shell_split(command: &str) -> Result<Vec<String>, crate::types::Malformed
     while let Some(c) = chars.next() {
         match c {
             c if c.is_whitespace() => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().push(chars.next().ok_or_else(err)?),
+            '\\' => word
+                .get_or_insert_default()
+                .push(chars.next().ok_or_else(err)?),
             '\'' => {
                 let word = word.get_or_insert_default();
                 loop {
@@ -178,10 +208,21 @@ mod tests {
 
     #[test]
     fn both_forms_are_understood() {
-        let (arguments, problems) = parse("initdb", &json!(["data-checksums", {"encoding": "UTF8"}, {"locale": "'C'"}]), &FORBIDDEN_INITDB);
-        assert_eq!(arguments, ["--data-checksums", "--encoding=UTF8", "--locale=C"]);
+        let (arguments, problems) = parse(
+            "initdb",
+            &json!(["data-checksums", {"encoding": "UTF8"}, {"locale": "'C'"}]),
+            &FORBIDDEN_INITDB,
+        );
+        assert_eq!(
+            arguments,
+            ["--data-checksums", "--encoding=UTF8", "--locale=C"]
+        );
         assert_eq!(problems, []);
-        let (arguments, _) = parse("pg_basebackup", &json!({"max-rate": "100M", "verbose": true, "progress": false}), &FORBIDDEN_BASEBACKUP);
+        let (arguments, _) = parse(
+            "pg_basebackup",
+            &json!({"max-rate": "100M", "verbose": true, "progress": false}),
+            &FORBIDDEN_BASEBACKUP,
+        );
         assert_eq!(arguments, ["--max-rate=100M", "--verbose"]);
         assert_eq!(parse("initdb", &Value::Null, &[]), (vec![], vec![]));
     }
@@ -197,16 +238,25 @@ mod tests {
         let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(texts[0], "pgdata option for initdb is not allowed");
         assert_eq!(texts[1], "pwfile option for initdb is not allowed");
-        assert!(texts[2].starts_with("Error when parsing initdb key"), "{texts:?}");
+        assert!(
+            texts[2].starts_with("Error when parsing initdb key"),
+            "{texts:?}"
+        );
         assert_eq!(texts.len(), 4);
-        assert_eq!(parse("initdb", &json!("x"), &[]).1, [OptionProblem::NotOptions { tool: "initdb" }]);
+        assert_eq!(
+            parse("initdb", &json!("x"), &[]).1,
+            [OptionProblem::NotOptions { tool: "initdb" }]
+        );
     }
 
     #[test]
     fn commands_are_split_as_a_shell_would() {
         let split = |text| shell_split(text).ok();
         let words = |list: &[&str]| Some(list.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(split("  /a b\t'c d' \"e\\\" \\n\" f\\ g ''"), words(&["/a", "b", "c d", "e\" \\n", "f g", ""]));
+        assert_eq!(
+            split("  /a b\t'c d' \"e\\\" \\n\" f\\ g ''"),
+            words(&["/a", "b", "c d", "e\" \\n", "f g", ""])
+        );
         assert_eq!(split("a'b'\"c\""), words(&["abc"]));
         assert_eq!(split("a 'b"), None);
         assert_eq!(split("a \\"), None);

@@ -1,6 +1,10 @@
 //! Numbers with units, booleans: how PostgreSQL reads the text of a setting (spec/configuration.md §1.2, §1.3).
 //!
-//! Pure; knows nothing of single settings.
+//! Pure; knows nothing of single settings. Reading is `config::value`'s; here it is offered for texts, and the way back is added.
+
+use serde_json::Value;
+
+use crate::config::value;
 
 /// Memory units, largest first, in bytes.
 const MEMORY: [(&str, f64); 5] = [
@@ -24,28 +28,19 @@ const TIME: [(&str, f64); 6] = [
 /// `on/true/yes/1` and `off/false/no/0`, any case; `None` for anything else.
 #[must_use]
 pub fn parse_bool(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "on" | "true" | "yes" | "1" => Some(true),
-        "off" | "false" | "no" | "0" => Some(false),
-        _ => None,
-    }
+    value::parse_bool_text(text)
 }
 
 /// An integer in `base` units (`None`: no unit is allowed; a base may have a multiplier: `8kB`, `16MB`). Half rounds to even.
 #[must_use]
 pub fn parse_integer(text: &str, base: Option<&str>) -> Option<i64> {
-    let value = parse_number(text, base, true)?.round_ties_even();
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "checked against the range of i64"
-    )]
-    (value.abs() < 9.2e18).then_some(value as i64)
+    value::parse_int(&Value::String(text.to_owned()), base)
 }
 
 /// A real number in `base` units.
 #[must_use]
 pub fn parse_real(text: &str, base: Option<&str>) -> Option<f64> {
-    parse_number(text, base, false)
+    value::parse_real(&Value::String(text.to_owned()), base)
 }
 
 /// The value in the largest unit that expresses it exactly: (16384, `8kB`) → `128MB`. Without a unit the plain number.
@@ -82,87 +77,6 @@ fn base_of(base: &str) -> Option<(&'static [(&'static str, f64)], f64)> {
         let (_, size) = table.iter().find(|(name, _)| *name == unit)?;
         Some((table, multiplier * size))
     })
-}
-
-fn parse_number(text: &str, base: Option<&str>, integer: bool) -> Option<f64> {
-    let text = text.trim();
-    let (value, rest) = if integer {
-        integer_prefix(text)?
-    } else {
-        float_prefix(text)?
-    };
-    let unit = rest.trim();
-    if unit.is_empty() {
-        return Some(value);
-    }
-    let (table, base_size) = base_of(base?)?;
-    let position = table.iter().position(|(name, _)| *name == unit)?;
-    let mut total = value * table[position].1;
-    if let Some((_, smaller)) = table.get(position + 1) {
-        total = (total / smaller).round_ties_even() * smaller;
-    }
-    Some(total / base_size)
-}
-
-/// As C's `strtol(…, 0)`, falling back to `strtod` when a fraction or an exponent follows.
-fn integer_prefix(text: &str) -> Option<(f64, &str)> {
-    let sign_length = usize::from(text.starts_with(['+', '-']));
-    let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
-    let body = &text[sign_length..];
-    let span = |s: &str, accept: fn(&u8) -> bool| s.bytes().take_while(accept).count();
-    #[expect(clippy::cast_precision_loss, reason = "settings are far below 2^53")]
-    let read = |digits: &str, radix| {
-        i64::from_str_radix(digits, radix)
-            .ok()
-            .map(|n| sign * n as f64)
-    };
-    if let Some(hex) = body.strip_prefix("0x").or_else(|| body.strip_prefix("0X")) {
-        let length = span(hex, u8::is_ascii_hexdigit);
-        if length > 0 {
-            return Some((read(&hex[..length], 16)?, &hex[length..]));
-        }
-    }
-    let decimal = span(body, u8::is_ascii_digit);
-    if body[decimal..].starts_with(['.', 'e', 'E']) {
-        return float_prefix(text);
-    }
-    if decimal == 0 {
-        return None;
-    }
-    if body.starts_with('0') {
-        let length = span(body, |b| (b'0'..=b'7').contains(b));
-        return Some((read(&body[..length], 8)?, &body[length..]));
-    }
-    Some((read(&body[..decimal], 10)?, &body[decimal..]))
-}
-
-fn float_prefix(text: &str) -> Option<(f64, &str)> {
-    let bytes = text.as_bytes();
-    let digits_from = |start: usize| {
-        bytes[start..]
-            .iter()
-            .take_while(|b| b.is_ascii_digit())
-            .count()
-    };
-    let mut end = usize::from(text.starts_with(['+', '-']));
-    let whole = digits_from(end);
-    end += whole;
-    let mut fraction = 0;
-    if bytes.get(end) == Some(&b'.') {
-        fraction = digits_from(end + 1);
-        end += 1 + fraction;
-    }
-    if whole + fraction == 0 {
-        return None;
-    }
-    if matches!(bytes.get(end), Some(b'e' | b'E')) {
-        let sign = usize::from(matches!(bytes.get(end + 1), Some(b'+' | b'-')));
-        let exponent = digits_from((end + 1 + sign).min(bytes.len()));
-        if exponent > 0 {
-            end += 1 + sign + exponent;
-        }
-    }
-    Some((text[..end].parse().ok()?, &text[end..]))
 }
 
 #[cfg(test)]

@@ -63,11 +63,17 @@ pub enum Verdict {
 /// Judges this node's history against the leader's (§10.3). `history`: content of the leader's history file, needed if its timeline is
 /// higher than ours.
 #[must_use]
-pub fn judge(local: &LocalPosition, leader_timeline: Timeline, history: Option<&[HistoryEntry]>) -> Verdict {
+pub fn judge(
+    local: &LocalPosition,
+    leader_timeline: Timeline,
+    history: Option<&[HistoryEntry]>,
+) -> Verdict {
     let mine = local.timeline;
     if mine > leader_timeline {
         return Verdict::Diverged {
-            reason: format!("local timeline {mine} is higher than the leader's timeline {leader_timeline}"),
+            reason: format!(
+                "local timeline {mine} is higher than the leader's timeline {leader_timeline}"
+            ),
         };
     }
     if mine == leader_timeline {
@@ -80,20 +86,36 @@ pub fn judge(local: &LocalPosition, leader_timeline: Timeline, history: Option<&
             reason: format!("the history of the leader's timeline {leader_timeline} is not known"),
         };
     };
-    let Some(fork) = history.iter().find(|entry| entry.timeline >= mine).filter(|entry| entry.timeline == mine) else {
+    let Some(fork) = history
+        .iter()
+        .find(|entry| entry.timeline >= mine)
+        .filter(|entry| entry.timeline == mine)
+    else {
         return Verdict::Diverged {
-            reason: format!("local timeline {mine} is not in the history of the leader's timeline {leader_timeline}"),
+            reason: format!(
+                "local timeline {mine} is not in the history of the leader's timeline {leader_timeline}"
+            ),
         };
     };
     let (lsn, fork) = (local.lsn, fork.switch_point);
     let diverged = |reason: String| Verdict::Diverged { reason };
     let same = |reason: String| Verdict::Same { reason };
     match local.former_primary {
-        None if lsn > fork => diverged(format!("replayed {lsn} on timeline {mine}, which the leader left at {fork}")),
-        None => same(format!("replayed {lsn} on timeline {mine}, not beyond {fork} where the leader left it")),
-        Some(_) if lsn >= fork => diverged(format!("the last checkpoint {lsn} on timeline {mine} is not before {fork}, where the leader left it")),
-        Some(Some(end)) if end == fork => same(format!("the shutdown checkpoint ends at {end}, exactly where the leader left timeline {mine}")),
-        Some(Some(end)) => diverged(format!("the shutdown checkpoint ends at {end}, the leader left timeline {mine} at {fork}")),
+        None if lsn > fork => diverged(format!(
+            "replayed {lsn} on timeline {mine}, which the leader left at {fork}"
+        )),
+        None => same(format!(
+            "replayed {lsn} on timeline {mine}, not beyond {fork} where the leader left it"
+        )),
+        Some(_) if lsn >= fork => diverged(format!(
+            "the last checkpoint {lsn} on timeline {mine} is not before {fork}, where the leader left it"
+        )),
+        Some(Some(end)) if end == fork => same(format!(
+            "the shutdown checkpoint ends at {end}, exactly where the leader left timeline {mine}"
+        )),
+        Some(Some(end)) => diverged(format!(
+            "the shutdown checkpoint ends at {end}, the leader left timeline {mine} at {fork}"
+        )),
         Some(None) => diverged(format!(
             "the end of the shutdown checkpoint {lsn} is not known, the leader left timeline {mine} at {fork}"
         )),
@@ -111,7 +133,10 @@ pub fn stopped_position(control: &ControlData) -> Option<LocalPosition> {
     });
     match control.state {
         ControlState::ShutDown => primary,
-        ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => match (control.min_recovery_end.known(), control.min_recovery_timeline) {
+        ControlState::ShutDownInRecovery | ControlState::InArchiveRecovery => match (
+            control.min_recovery_end.known(),
+            control.min_recovery_timeline,
+        ) {
             (Some(lsn), Some(timeline)) if timeline.0 != 0 => Some(LocalPosition {
                 timeline,
                 lsn,
@@ -124,12 +149,31 @@ pub fn stopped_position(control: &ControlData) -> Option<LocalPosition> {
 }
 
 /// The end of the record at the latest checkpoint: pg_waldump is asked for two records and says where the second is missing.
-pub async fn checkpoint_end(settings: &Settings, control: &ControlData, version: PgVersion) -> Option<Lsn> {
-    let name = if version.at_least(10) { "pg_waldump" } else { "pg_xlogdump" };
-    let wal = if version.at_least(10) { "pg_wal" } else { "pg_xlog" };
+pub async fn checkpoint_end(
+    settings: &Settings,
+    control: &ControlData,
+    version: PgVersion,
+) -> Option<Lsn> {
+    let name = if version.at_least(10) {
+        "pg_waldump"
+    } else {
+        "pg_xlogdump"
+    };
+    let wal = if version.at_least(10) {
+        "pg_wal"
+    } else {
+        "pg_xlog"
+    };
     let mut command = settings.tool(name);
     command
-        .args(["-t", &control.timeline.to_string(), "-s", &control.checkpoint.to_string(), "-n", "2"])
+        .args([
+            "-t",
+            &control.timeline.to_string(),
+            "-s",
+            &control.checkpoint.to_string(),
+            "-n",
+            "2",
+        ])
         .arg("-p")
         .arg(settings.data_dir.join(wal))
         .env("PGDATA", &settings.data_dir);
@@ -140,7 +184,10 @@ pub async fn checkpoint_end(settings: &Settings, control: &ControlData, version:
 /// `… error in WAL record at 0/3000028: invalid record length at 0/30000A0: wanted 24, got 0`.
 fn parse_record_end(text: &str) -> Option<Lsn> {
     let (_, after) = text.split_once("invalid record length at ")?;
-    let position: String = after.chars().take_while(|c| c.is_ascii_hexdigit() || *c == '/').collect();
+    let position: String = after
+        .chars()
+        .take_while(|c| c.is_ascii_hexdigit() || *c == '/')
+        .collect();
     position.parse().ok()
 }
 
@@ -149,7 +196,10 @@ fn parse_record_end(text: &str) -> Option<Lsn> {
 /// # Errors
 /// A line that is neither: the history cannot be trusted.
 pub fn parse_history(text: &str) -> Result<Vec<HistoryEntry>, Malformed> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines
         .map(|line| {
             let err = || Malformed {
@@ -209,13 +259,20 @@ pub enum RewindError {
 ///
 /// # Errors
 /// See [`RewindError`].
-pub async fn run(request: &RewindRequest<'_>, cancelled: impl Future<Output = ()>) -> Result<(), RewindError> {
-    let RewindRequest { settings, version, .. } = *request;
+pub async fn run(
+    request: &RewindRequest<'_>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<(), RewindError> {
+    let RewindRequest {
+        settings, version, ..
+    } = *request;
     if let Some(passwords) = request.passwords {
         write_passwords(&settings.pgpass, passwords)?;
     }
     let mut cancelled = std::pin::pin!(cancelled);
-    let restores_itself = arguments(request).iter().any(|a| a == "--restore-target-wal");
+    let restores_itself = arguments(request)
+        .iter()
+        .any(|a| a == "--restore-target-wal");
     let mut fetched: Option<String> = None;
     loop {
         let mut command = settings.tool("pg_rewind");
@@ -229,7 +286,9 @@ pub async fn run(request: &RewindRequest<'_>, cancelled: impl Future<Output = ()
             break;
         }
         let missing = missing_segment(&output.stderr).or_else(|| missing_segment(&output.stdout));
-        let restore = request.restore_command.filter(|command| !command.is_empty() && !restores_itself);
+        let restore = request
+            .restore_command
+            .filter(|command| !command.is_empty() && !restores_itself);
         if let (Some(segment), Some(restore)) = (missing, restore)
             // The same segment twice: fetching it did not help.
             && fetched.as_ref() != Some(&segment)
@@ -238,7 +297,11 @@ pub async fn run(request: &RewindRequest<'_>, cancelled: impl Future<Output = ()
             fetched = Some(segment);
             continue;
         }
-        let text = if output.stderr.trim().is_empty() { output.stdout } else { output.stderr };
+        let text = if output.stderr.trim().is_empty() {
+            output.stdout
+        } else {
+            output.stderr
+        };
         return Err(RewindError::Failed {
             data_dir: settings.data_dir.clone(),
             output: last_lines(&text, 5),
@@ -252,16 +315,23 @@ pub async fn run(request: &RewindRequest<'_>, cancelled: impl Future<Output = ()
 }
 
 fn arguments(request: &RewindRequest<'_>) -> Vec<String> {
-    let RewindRequest { settings, version, .. } = *request;
+    let RewindRequest {
+        settings, version, ..
+    } = *request;
     let apart = settings.config_dir != settings.data_dir;
     let mut arguments = Vec::new();
-    let has_restore = request.restore_command.is_some_and(|command| !command.is_empty());
+    let has_restore = request
+        .restore_command
+        .is_some_and(|command| !command.is_empty());
     if has_restore && (version.at_least(15) || (version.at_least(13) && !apart)) {
         arguments.push("--restore-target-wal".to_owned());
     }
     // Also without a restore command: on an unclean directory pg_rewind starts a single-user server, which reads the file.
     if version.at_least(15) && apart {
-        arguments.push(format!("--config-file={}", settings.config_file().display()));
+        arguments.push(format!(
+            "--config-file={}",
+            settings.config_file().display()
+        ));
     }
     arguments.extend(["-D".to_owned(), settings.data_dir.display().to_string()]);
     arguments.push(format!("--source-server={}", request.source));
@@ -276,13 +346,17 @@ fn last_lines(text: &str, count: usize) -> String {
 
 /// The segment that pg_rewind could not open: `could not open file "…/pg_wal/<24 hex>": …`.
 fn missing_segment(output: &str) -> Option<String> {
-    output.split("could not open file \"").skip(1).find_map(|after| {
-        let (path, _) = after.split_once("\": ")?;
-        let path = Path::new(path);
-        let directory = path.parent()?.file_name()?.to_str()?;
-        let name = path.file_name()?.to_str()?;
-        ((directory == "pg_wal" || directory == "pg_xlog") && is_segment(name)).then(|| name.to_owned())
-    })
+    output
+        .split("could not open file \"")
+        .skip(1)
+        .find_map(|after| {
+            let (path, _) = after.split_once("\": ")?;
+            let path = Path::new(path);
+            let directory = path.parent()?.file_name()?.to_str()?;
+            let name = path.file_name()?.to_str()?;
+            ((directory == "pg_wal" || directory == "pg_xlog") && is_segment(name))
+                .then(|| name.to_owned())
+        })
 }
 
 fn is_segment(name: &str) -> bool {
@@ -290,7 +364,11 @@ fn is_segment(name: &str) -> bool {
 }
 
 fn wal_dir(settings: &Settings, version: PgVersion) -> PathBuf {
-    settings.data_dir.join(if version.at_least(10) { "pg_wal" } else { "pg_xlog" })
+    settings.data_dir.join(if version.at_least(10) {
+        "pg_wal"
+    } else {
+        "pg_xlog"
+    })
 }
 
 /// Runs a command of the configuration as PostgreSQL would: through the shell, in the data directory.
@@ -335,7 +413,12 @@ async fn fetch_segment(
     cancelled: impl Future<Output = ()>,
 ) -> Result<bool, RewindError> {
     let path = wal_dir(settings, version).join(segment);
-    let line = substitute(restore_command, &path.display().to_string(), segment, "000000010000000000000001");
+    let line = substitute(
+        restore_command,
+        &path.display().to_string(),
+        segment,
+        "000000010000000000000001",
+    );
     let output = binaries::run_until(shell(settings, &line), cancelled).await?;
     let fetched = output.status.success() && path.exists();
     tracing::info!(segment, fetched, "Fetching WAL for pg_rewind");
@@ -359,15 +442,33 @@ pub async fn archive_ready(
     let mut names: Vec<String> = fs::read_dir(&status)
         .map_err(FileError::wrap("read", &status))?
         .flatten()
-        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".ready")?.to_owned()))
-        .filter(|name| is_segment(name.strip_suffix(".partial").unwrap_or(name)) && wal.join(name).exists())
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".ready")?
+                    .to_owned(),
+            )
+        })
+        .filter(|name| {
+            is_segment(name.strip_suffix(".partial").unwrap_or(name)) && wal.join(name).exists()
+        })
         .collect();
     names.sort();
     let mut failed = Vec::new();
     for name in names {
-        let line = substitute(archive_command, &wal.join(&name).display().to_string(), &name, "");
+        let line = substitute(
+            archive_command,
+            &wal.join(&name).display().to_string(),
+            &name,
+            "",
+        );
         let output = binaries::run_until(shell(settings, &line), cancelled.as_mut()).await?;
-        let (ready, done) = (status.join(format!("{name}.ready")), status.join(format!("{name}.done")));
+        let (ready, done) = (
+            status.join(format!("{name}.ready")),
+            status.join(format!("{name}.done")),
+        );
         if output.status.success() {
             fs::rename(&ready, &done).map_err(FileError::wrap("rename", &ready))?;
         } else {
@@ -393,7 +494,10 @@ mod tests {
     fn history_files_are_read() {
         let history = parse_history(HISTORY).unwrap();
         assert_eq!(history.len(), 2);
-        assert_eq!((history[1].timeline, history[1].switch_point), (Timeline(2), lsn("0/7000060")));
+        assert_eq!(
+            (history[1].timeline, history[1].switch_point),
+            (Timeline(2), lsn("0/7000060"))
+        );
         assert_eq!(history[1].reason, "before 2026-01-01 00:00:00+00");
         assert!(parse_history("1 x").is_err());
         assert_eq!(parse_history("").unwrap(), []);
@@ -433,24 +537,42 @@ mod tests {
             lsn: lsn("0/1"),
             former_primary: None,
         };
-        assert!(matches!(judge(&local, Timeline(3), None), Verdict::Undecided { .. }));
+        assert!(matches!(
+            judge(&local, Timeline(3), None),
+            Verdict::Undecided { .. }
+        ));
         let other_branch = parse_history("1\t0/5\tx\n3\t0/6\ty\n").unwrap();
-        assert!(matches!(judge(&local, Timeline(4), Some(&other_branch)), Verdict::Diverged { .. }));
-        assert!(matches!(judge(&local, Timeline(4), Some(&[])), Verdict::Diverged { .. }));
+        assert!(matches!(
+            judge(&local, Timeline(4), Some(&other_branch)),
+            Verdict::Diverged { .. }
+        ));
+        assert!(matches!(
+            judge(&local, Timeline(4), Some(&[])),
+            Verdict::Diverged { .. }
+        ));
     }
 
     #[test]
     fn waldump_tells_where_a_record_ends() {
         let text = "pg_waldump: error: error in WAL record at 0/3000028: invalid record length at 0/30000A0: wanted 24, got 0\n";
         assert_eq!(parse_record_end(text), Some(lsn("0/30000A0")));
-        assert_eq!(parse_record_end("pg_waldump: error: could not find a valid record"), None);
+        assert_eq!(
+            parse_record_end("pg_waldump: error: could not find a valid record"),
+            None
+        );
     }
 
     #[test]
     fn the_missing_segment_is_found_in_the_output() {
         let text = "pg_rewind: servers diverged\npg_rewind: error: could not open file \"/d/pg_wal/00000001000000000000000A\": No such file\n";
-        assert_eq!(missing_segment(text).as_deref(), Some("00000001000000000000000A"));
-        assert_eq!(missing_segment("could not open file \"/d/base/1\": No such file"), None);
+        assert_eq!(
+            missing_segment(text).as_deref(),
+            Some("00000001000000000000000A")
+        );
+        assert_eq!(
+            missing_segment("could not open file \"/d/base/1\": No such file"),
+            None
+        );
     }
 
     #[test]
@@ -470,15 +592,27 @@ mod tests {
             .join(" ")
             .replace(&root.path().display().to_string(), "")
         };
-        assert_eq!(text(&settings, 150_000, None), "-D /data --source-server=host=a --debug");
-        assert_eq!(text(&settings, 130_000, Some("cp")), "--restore-target-wal -D /data --source-server=host=a --debug");
-        assert_eq!(text(&settings, 120_000, Some("cp")), "-D /data --source-server=host=a --debug");
+        assert_eq!(
+            text(&settings, 150_000, None),
+            "-D /data --source-server=host=a --debug"
+        );
+        assert_eq!(
+            text(&settings, 130_000, Some("cp")),
+            "--restore-target-wal -D /data --source-server=host=a --debug"
+        );
+        assert_eq!(
+            text(&settings, 120_000, Some("cp")),
+            "-D /data --source-server=host=a --debug"
+        );
         settings.config_dir = root.path().join("conf");
         assert_eq!(
             text(&settings, 150_000, Some("cp")),
             "--restore-target-wal --config-file=/conf/postgresql.conf -D /data --source-server=host=a --debug"
         );
-        assert_eq!(text(&settings, 130_000, Some("cp")), "-D /data --source-server=host=a --debug");
+        assert_eq!(
+            text(&settings, 130_000, Some("cp")),
+            "-D /data --source-server=host=a --debug"
+        );
     }
 
     #[tokio::test]
@@ -487,7 +621,11 @@ mod tests {
         let settings = settings_in(root.path());
         let status = settings.data_dir.join("pg_wal/archive_status");
         fs::create_dir_all(&status).unwrap();
-        let names = ["000000010000000000000002", "000000010000000000000001", "000000010000000000000003.partial"];
+        let names = [
+            "000000010000000000000002",
+            "000000010000000000000001",
+            "000000010000000000000003.partial",
+        ];
         for name in names {
             fs::write(status.join(format!("{name}.ready")), "").unwrap();
             fs::write(settings.data_dir.join("pg_wal").join(name), name).unwrap();
@@ -495,10 +633,24 @@ mod tests {
         fs::write(status.join("00000002.history.ready"), "").unwrap();
         let archive = root.path().join("archive");
         fs::create_dir(&archive).unwrap();
-        let command = format!("test %f != {} && cp %p {}/%f && echo 100%% > /dev/null", names[0], archive.display());
-        let failed = archive_ready(&settings, PgVersion(150_000), &command, std::future::pending()).await.unwrap();
+        let command = format!(
+            "test %f != {} && cp %p {}/%f && echo 100%% > /dev/null",
+            names[0],
+            archive.display()
+        );
+        let failed = archive_ready(
+            &settings,
+            PgVersion(150_000),
+            &command,
+            std::future::pending(),
+        )
+        .await
+        .unwrap();
         assert_eq!(failed, [names[0]]);
-        assert_eq!(fs::read_to_string(archive.join(names[1])).unwrap(), names[1]);
+        assert_eq!(
+            fs::read_to_string(archive.join(names[1])).unwrap(),
+            names[1]
+        );
         assert!(status.join(format!("{}.done", names[2])).exists());
         assert!(status.join(format!("{}.ready", names[0])).exists());
     }

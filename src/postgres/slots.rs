@@ -76,7 +76,11 @@ pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
     let everywhere = inputs.retain && inputs.version.at_least(11);
     let own_slot = inputs.me.slot_name();
     let mut owners: BTreeMap<String, Vec<MemberName>> = BTreeMap::new();
-    for member in inputs.members.iter().filter(|m| m.name != *inputs.me && !m.nostream) {
+    for member in inputs
+        .members
+        .iter()
+        .filter(|m| m.name != *inputs.me && !m.nostream)
+    {
         let expected_active = streams_from_me(member, inputs);
         let wanted = if everywhere {
             let replicates_from_me = member.replicatefrom.as_ref() == Some(inputs.me);
@@ -94,7 +98,10 @@ pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
             Some(_) => published.max(member.position),
             None => published,
         };
-        owners.entry(slot.clone()).or_default().push(member.name.clone());
+        owners
+            .entry(slot.clone())
+            .or_default()
+            .push(member.name.clone());
         let entry = desired.slots.entry(slot).or_default();
         entry.expected_active |= expected_active;
         entry.advance_to = entry.advance_to.max(advance_to);
@@ -105,7 +112,10 @@ pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
             entry.advance_to = entry.advance_to.max(inputs.published.get(name).copied());
         }
     }
-    desired.shared = owners.into_iter().filter(|(_, members)| members.len() > 1).collect();
+    desired.shared = owners
+        .into_iter()
+        .filter(|(_, members)| members.len() > 1)
+        .collect();
     desired
 }
 
@@ -147,9 +157,16 @@ pub struct IgnoreSlot {
 
 impl IgnoreSlot {
     fn matches(&self, slot: &PresentSlot) -> bool {
-        let same = |wanted: &Option<String>, value: Option<&str>| wanted.as_deref().is_none_or(|w| w.is_empty() || Some(w) == value);
+        let same = |wanted: &Option<String>, value: Option<&str>| {
+            wanted
+                .as_deref()
+                .is_none_or(|w| w.is_empty() || Some(w) == value)
+        };
         same(&self.name, Some(&slot.name))
-            && same(&self.slot_type, Some(if slot.physical { "physical" } else { "logical" }))
+            && same(
+                &self.slot_type,
+                Some(if slot.physical { "physical" } else { "logical" }),
+            )
             && same(&self.database, slot.database.as_deref())
             && same(&self.plugin, slot.plugin.as_deref())
     }
@@ -210,14 +227,18 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Vec<SlotAction> {
     let mut keep: BTreeSet<&str> = BTreeSet::new();
     for slot in inputs.present {
         let wanted = inputs.desired.get(&slot.name);
-        let ignored = inputs.permanent.contains(&slot.name) || inputs.ignored.iter().any(|matcher| matcher.matches(slot)) || slot.failover;
+        let ignored = inputs.permanent.contains(&slot.name)
+            || inputs.ignored.iter().any(|matcher| matcher.matches(slot))
+            || slot.failover;
         keep.insert(&slot.name);
         if ignored {
             continue;
         }
         match (wanted, reason_to_drop(slot, wanted, inputs)) {
             (_, Some(_)) if inputs.paused => {}
-            (_, Some(_)) if slot.active => actions.push(SlotAction::Busy { name: slot.name.clone() }),
+            (_, Some(_)) if slot.active => actions.push(SlotAction::Busy {
+                name: slot.name.clone(),
+            }),
             (_, Some((reason, recreate))) => {
                 actions.push(SlotAction::Drop {
                     name: slot.name.clone(),
@@ -231,13 +252,20 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Vec<SlotAction> {
             (None, None) => {}
         }
     }
-    let missing = inputs.desired.keys().filter(|name| !keep.contains(name.as_str()));
+    let missing = inputs
+        .desired
+        .keys()
+        .filter(|name| !keep.contains(name.as_str()));
     actions.extend(missing.map(|name| SlotAction::Create { name: name.clone() }));
     actions
 }
 
 /// The reason, and whether the slot is created again at once.
-fn reason_to_drop(slot: &PresentSlot, wanted: Option<&DesiredSlot>, inputs: &PlanInputs<'_>) -> Option<(&'static str, bool)> {
+fn reason_to_drop(
+    slot: &PresentSlot,
+    wanted: Option<&DesiredSlot>,
+    inputs: &PlanInputs<'_>,
+) -> Option<(&'static str, bool)> {
     let Some(wanted) = wanted else {
         return Some(("no member needs it", false));
     };
@@ -262,7 +290,9 @@ fn advance(slot: &PresentSlot, wanted: &DesiredSlot, version: PgVersion) -> Opti
     if !version.at_least(11) || wanted.expected_active || slot.active || slot.xmin {
         return None;
     }
-    let to = wanted.advance_to.filter(|to| slot.restart_lsn.is_some_and(|at| *to > at))?;
+    let to = wanted
+        .advance_to
+        .filter(|to| slot.restart_lsn.is_some_and(|at| *to > at))?;
     Some(SlotAction::Advance {
         name: slot.name.clone(),
         to,
@@ -296,7 +326,8 @@ impl Retention {
             .filter(|(name, seen)| !backed.contains(*name) && now.since(**seen) >= ttl)
             .map(|(name, _)| name.clone())
             .collect();
-        self.0.retain(|name, _| !expired.contains(name) && !permanent.contains(name));
+        self.0
+            .retain(|name, _| !expired.contains(name) && !permanent.contains(name));
         (self.0.keys().cloned().collect(), expired)
     }
 
@@ -310,11 +341,30 @@ impl Retention {
 ///
 /// # Errors
 /// The statement failed.
-pub async fn read(client: &Client, version: PgVersion) -> Result<Vec<PresentSlot>, tokio_postgres::Error> {
-    let zero = if version.at_least(10) { "'0/0'::pg_lsn" } else { "'0/0'" };
-    let difference = if version.at_least(10) { "pg_catalog.pg_wal_lsn_diff" } else { "pg_catalog.pg_xlog_location_diff" };
-    let lost = if version.at_least(13) { "coalesce(wal_status = 'lost', false)" } else { "false" };
-    let failover = if version.at_least(17) { "failover" } else { "false" };
+pub async fn read(
+    client: &Client,
+    version: PgVersion,
+) -> Result<Vec<PresentSlot>, tokio_postgres::Error> {
+    let zero = if version.at_least(10) {
+        "'0/0'::pg_lsn"
+    } else {
+        "'0/0'"
+    };
+    let difference = if version.at_least(10) {
+        "pg_catalog.pg_wal_lsn_diff"
+    } else {
+        "pg_catalog.pg_xlog_location_diff"
+    };
+    let lost = if version.at_least(13) {
+        "coalesce(wal_status = 'lost', false)"
+    } else {
+        "false"
+    };
+    let failover = if version.at_least(17) {
+        "failover"
+    } else {
+        "false"
+    };
     let mut conditions = Vec::new();
     if version.at_least(10) {
         conditions.push("NOT temporary");
@@ -322,7 +372,11 @@ pub async fn read(client: &Client, version: PgVersion) -> Result<Vec<PresentSlot
     if version.at_least(17) {
         conditions.push("NOT (failover AND synced)");
     }
-    let filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+    let filter = if conditions.is_empty() {
+        String::new()
+    } else {
+        format!(" WHERE {}", conditions.join(" AND "))
+    };
     let statement = format!(
         "SELECT slot_name::text, slot_type::text, plugin::text, database::text, active, {difference}(restart_lsn, {zero})::bigint, \
          xmin IS NOT NULL, {lost}, {failover} FROM pg_catalog.pg_replication_slots{filter}"
@@ -350,7 +404,11 @@ pub async fn read(client: &Client, version: PgVersion) -> Result<Vec<PresentSlot
 ///
 /// # Errors
 /// The statement failed. A slot that exists already, is gone already, or became active is none.
-pub async fn carry_out(client: &Client, action: &SlotAction, version: PgVersion) -> Result<(), tokio_postgres::Error> {
+pub async fn carry_out(
+    client: &Client,
+    action: &SlotAction,
+    version: PgVersion,
+) -> Result<(), tokio_postgres::Error> {
     match action {
         SlotAction::Busy { .. } => {}
         SlotAction::Drop { name, .. } => {
@@ -408,8 +466,17 @@ mod tests {
             Case {
                 me: name(me),
                 leader: name("a"),
-                members: vec![member("a", None), member("b", None), member("c", Some("b")), member("d-1", Some("gone"))],
-                published: BTreeMap::from([("c".into(), Lsn(50)), ("b".into(), Lsn(60)), ("old".into(), Lsn(10))]),
+                members: vec![
+                    member("a", None),
+                    member("b", None),
+                    member("c", Some("b")),
+                    member("d-1", Some("gone")),
+                ],
+                published: BTreeMap::from([
+                    ("c".into(), Lsn(50)),
+                    ("b".into(), Lsn(60)),
+                    ("old".into(), Lsn(10)),
+                ]),
                 retained: vec!["old".into(), self::name(me).slot_name()],
             }
         }
@@ -432,7 +499,9 @@ mod tests {
 
     fn shown(desired: &DesiredSlots) -> String {
         let show = |(name, slot): (&String, &DesiredSlot)| {
-            let to = slot.advance_to.map_or_else(String::new, |lsn| format!("@{}", lsn.0));
+            let to = slot
+                .advance_to
+                .map_or_else(String::new, |lsn| format!("@{}", lsn.0));
             format!("{name}{}{to}", if slot.expected_active { "!" } else { "" })
         };
         desired.slots.iter().map(show).collect::<Vec<_>>().join(" ")
@@ -442,9 +511,15 @@ mod tests {
     fn the_leader_has_slots_for_all_and_streams_to_those_that_name_nobody_else() {
         let case = Case::new("a");
         assert_eq!(shown(&desired(&case.inputs())), "b!@60 c@70 d_1!@70 old@10");
-        let without = SlotInputs { retain: false, ..case.inputs() };
+        let without = SlotInputs {
+            retain: false,
+            ..case.inputs()
+        };
         assert_eq!(shown(&desired(&without)), "b!@60 d_1!@70");
-        let off = SlotInputs { use_slots: false, ..case.inputs() };
+        let off = SlotInputs {
+            use_slots: false,
+            ..case.inputs()
+        };
         assert_eq!(shown(&desired(&off)), "");
     }
 
@@ -452,9 +527,15 @@ mod tests {
     fn a_replica_has_copies_and_serves_its_cascade() {
         let case = Case::new("b");
         assert_eq!(shown(&desired(&case.inputs())), "a c!@70 d_1@70 old@10");
-        let nofailover = SlotInputs { nofailover: true, ..case.inputs() };
+        let nofailover = SlotInputs {
+            nofailover: true,
+            ..case.inputs()
+        };
         assert_eq!(shown(&desired(&nofailover)), "c!@70");
-        let old_version = SlotInputs { version: PgVersion(100_000), ..case.inputs() };
+        let old_version = SlotInputs {
+            version: PgVersion(100_000),
+            ..case.inputs()
+        };
         assert_eq!(shown(&desired(&old_version)), "c!@70");
     }
 
@@ -465,7 +546,10 @@ mod tests {
         case.members.push(member("D.1", None));
         let desired = desired(&case.inputs());
         assert!(!desired.slots.contains_key("b"));
-        assert_eq!(desired.shared, [("d_1".to_owned(), vec![name("d-1"), name("D.1")])]);
+        assert_eq!(
+            desired.shared,
+            [("d_1".to_owned(), vec![name("d-1"), name("D.1")])]
+        );
     }
 
     fn present(name: &str) -> PresentSlot {
@@ -516,41 +600,79 @@ mod tests {
             SlotAction::Advance { name, to } => format!("{name}>{}", to.0),
             SlotAction::Busy { name } => format!("{name}?"),
         };
-        plan(&inputs).into_iter().map(show).collect::<Vec<_>>().join(" ")
+        plan(&inputs)
+            .into_iter()
+            .map(show)
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
     fn missing_slots_are_created_and_unused_copies_advanced() {
         assert_eq!(planned(&[], |_| {}), "+b +c");
         assert_eq!(planned(&[present("b"), present("c")], |_| {}), "c>50");
-        assert_eq!(planned(&[present("b"), present("c")], |i| i.version = PgVersion(100_000)), "");
+        assert_eq!(
+            planned(&[present("b"), present("c")], |i| i.version =
+                PgVersion(100_000)),
+            ""
+        );
     }
 
     #[test]
     fn only_unwanted_idle_slots_of_nobody_else_are_dropped() {
-        let slots = [present("x"), present("perm"), present("theirs"), present("b"), present("c")];
+        let slots = [
+            present("x"),
+            present("perm"),
+            present("theirs"),
+            present("b"),
+            present("c"),
+        ];
         assert_eq!(planned(&slots, |_| {}), "-x c>50");
         assert_eq!(planned(&slots, |i| i.paused = true), "c>50");
-        let active = PresentSlot { active: true, ..present("x") };
-        assert_eq!(planned(&[active, present("b"), present("c")], |_| {}), "x? c>50");
+        let active = PresentSlot {
+            active: true,
+            ..present("x")
+        };
+        assert_eq!(
+            planned(&[active, present("b"), present("c")], |_| {}),
+            "x? c>50"
+        );
         let failover = PresentSlot {
             physical: false,
             failover: true,
             ..present("x")
         };
-        assert_eq!(planned(&[failover, present("b"), present("c")], |_| {}), "c>50");
+        assert_eq!(
+            planned(&[failover, present("b"), present("c")], |_| {}),
+            "c>50"
+        );
     }
 
     #[test]
     fn useless_slots_are_made_anew() {
-        let lost = PresentSlot { lost: true, ..present("b") };
+        let lost = PresentSlot {
+            lost: true,
+            ..present("b")
+        };
         assert_eq!(planned(&[lost, present("c")], |_| {}), "-b c>50 +b");
-        let logical = PresentSlot { physical: false, ..present("b") };
+        let logical = PresentSlot {
+            physical: false,
+            ..present("b")
+        };
         assert_eq!(planned(&[logical, present("c")], |_| {}), "-b c>50 +b");
-        let stale = PresentSlot { xmin: true, ..present("c") };
+        let stale = PresentSlot {
+            xmin: true,
+            ..present("c")
+        };
         assert_eq!(planned(&[present("b"), stale.clone()], |_| {}), "-c");
-        assert_eq!(planned(&[present("b"), stale], |i| i.may_drop_xmin = false), "");
-        let unreserved = PresentSlot { restart_lsn: None, ..present("c") };
+        assert_eq!(
+            planned(&[present("b"), stale], |i| i.may_drop_xmin = false),
+            ""
+        );
+        let unreserved = PresentSlot {
+            restart_lsn: None,
+            ..present("c")
+        };
         assert_eq!(planned(&[present("b"), unreserved], |_| {}), "-c");
     }
 
@@ -561,10 +683,22 @@ mod tests {
         let (none, permanent) = (BTreeSet::new(), BTreeSet::from(["p".to_owned()]));
         let backed = BTreeSet::from(["b".to_owned(), "p".to_owned()]);
         let mut retention = Retention::default();
-        assert_eq!(retention.update(&backed, &["old".to_owned()], &permanent, ttl, at(0)), (vec!["b".into(), "old".into()], vec![]));
-        assert_eq!(retention.update(&backed, &[], &permanent, ttl, at(59)).0, ["b", "old"]);
+        assert_eq!(
+            retention.update(&backed, &["old".to_owned()], &permanent, ttl, at(0)),
+            (vec!["b".into(), "old".into()], vec![])
+        );
+        assert_eq!(
+            retention.update(&backed, &[], &permanent, ttl, at(59)).0,
+            ["b", "old"]
+        );
         let (kept, expired) = retention.update(&none, &[], &permanent, ttl, at(60));
-        assert_eq!((kept, expired), (vec!["b".to_owned()], vec!["old".to_owned()]));
-        assert_eq!(retention.update(&none, &[], &permanent, ttl, at(119)).1, ["b"]);
+        assert_eq!(
+            (kept, expired),
+            (vec!["b".to_owned()], vec!["old".to_owned()])
+        );
+        assert_eq!(
+            retention.update(&none, &[], &permanent, ttl, at(119)).1,
+            ["b"]
+        );
     }
 }

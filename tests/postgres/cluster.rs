@@ -138,6 +138,11 @@ impl Cluster {
         }
     }
 
+    /// A place for a cluster that a test makes itself.
+    pub(crate) fn empty() -> Cluster {
+        Cluster::at(|_| {})
+    }
+
     /// A fresh cluster, not started. Passwords are asked for on TCP, not on the socket.
     pub(crate) fn create() -> Cluster {
         Cluster::at(|data| {

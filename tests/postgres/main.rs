@@ -1,8 +1,11 @@
-//! The process half of the PostgreSQL module against a real server.
+//! The PostgreSQL module against a real server.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod cluster;
+mod create;
 mod failover;
 mod life;
 mod queries;

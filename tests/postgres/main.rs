@@ -1,7 +1,5 @@
 //! The PostgreSQL module against a real server.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod cluster;

@@ -10,9 +10,11 @@ pub mod effective;
 pub mod env;
 mod layers;
 mod reader;
+pub mod sample;
 pub mod secrets;
 pub mod sections;
 mod stores;
+pub mod validate;
 pub mod value;
 pub mod variables;
 pub mod yaml;
@@ -161,11 +163,19 @@ pub struct Loaded {
     source: Source,
 }
 
-/// Where the configuration came from; the environment is read once and kept.
-#[derive(Debug, Clone)]
-pub struct Source {
+/// Where the configuration came from; the environment is read once and kept. Holds secrets.
+#[derive(Clone)]
+pub(crate) struct Source {
     sources: layers::Sources,
     host: Host,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("path", &self.sources.path)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What defaults need to know about the host, asked once.
@@ -249,6 +259,9 @@ fn build(source: Source, mut faults: Vec<Fault>) -> Result<Loaded, Faults> {
     let config = sections::config(&mut reader, &source);
     faults.append(&mut reader.faults);
     let mut warnings = source.sources.environment.warnings.clone();
+    if source.sources.path.is_some() && source.sources.environment.document.is_some() {
+        warnings.push("PATRONI_CONFIGURATION is ignored: a configuration file is given".to_owned());
+    }
     warnings.append(&mut reader.warnings);
     match config {
         Some(config) if faults.is_empty() => Ok(Loaded {

@@ -156,8 +156,15 @@ pub fn scrubbed_names() -> Vec<String> {
         .collect()
 }
 
+/// The directories of `PATH`.
+pub(crate) fn search_path() -> Vec<PathBuf> {
+    std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect())
+        .unwrap_or_default()
+}
+
 /// What the `PATRONI_*` variables say.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Reading {
     /// `PATRONI_CONFIGURATION`, parsed.
     pub document: Option<Map<String, Value>>,
@@ -177,7 +184,7 @@ pub(crate) fn read(environment: &dyn Environment, faults: &mut Vec<Fault>) -> Re
     let mut given: BTreeMap<String, String> = environment
         .variables()
         .into_iter()
-        .filter(|(name, text)| name.starts_with("PATRONI_") && !text.is_empty())
+        .filter(|(name, text)| is_setting(name, text))
         .collect();
     for row in variables::table() {
         let plain = given.remove(&row.name);
@@ -230,21 +237,19 @@ pub(crate) fn read(environment: &dyn Environment, faults: &mut Vec<Fault>) -> Re
             Err(reason) => faults.push(Fault::new(&name, reason)),
         }
     }
-    let parameters: Vec<(String, String)> = given
-        .iter()
-        .filter_map(|(name, text)| {
-            Some((
-                name.strip_prefix(PARAMETER_PREFIX)?
-                    .to_lowercase()
-                    .replace("__", "."),
-                text.clone(),
-            ))
-        })
-        .filter(|(parameter, _)| !parameter.is_empty())
-        .collect();
-    for (parameter, text) in parameters {
-        let map = at(&mut reading.settings, "bootstrap.dcs.postgresql.parameters");
-        map.insert(parameter, Value::String(text));
+    for (name, text) in &given {
+        let parameter = name
+            .strip_prefix(PARAMETER_PREFIX)
+            .unwrap_or_default()
+            .to_lowercase()
+            .replace("__", ".");
+        if !parameter.is_empty() {
+            let key = "bootstrap.dcs.postgresql.parameters";
+            at(&mut reading.settings, key).insert(parameter.clone(), Value::String(text.clone()));
+            reading
+                .origins
+                .insert(format!("{key}.{parameter}"), name.clone());
+        }
     }
     given.retain(|name, _| {
         !name.starts_with(PARAMETER_PREFIX) || name.len() == PARAMETER_PREFIX.len()
@@ -253,6 +258,10 @@ pub(crate) fn read(environment: &dyn Environment, faults: &mut Vec<Fault>) -> Re
         unknown(&name, &mut reading);
     }
     reading
+}
+
+fn is_setting(name: &str, text: &str) -> bool {
+    name.starts_with("PATRONI_") && !text.is_empty() && !is_service_link(name, text)
 }
 
 /// A fault in a secret must not repeat the text.
@@ -404,9 +413,6 @@ fn set(settings: &mut Map<String, Value>, key: &str, value: Value) {
 }
 
 fn unknown(name: &str, reading: &mut Reading) {
-    if is_service_link(name) {
-        return;
-    }
     let nearest = variables::table()
         .iter()
         .flat_map(|row| {
@@ -444,17 +450,20 @@ fn is_store(row: &Variable) -> bool {
         .is_some_and(|section| variables::STORE_SECTIONS.contains(&section))
 }
 
-/// What Kubernetes and old Docker links export for a service called `patroni…`.
-fn is_service_link(name: &str) -> bool {
-    name.contains("_SERVICE_PORT")
-        || name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_PORT") && !name.contains("STANDBY")
-        || ["_TCP", "_UDP"].iter().any(|protocol| {
-            name.find(protocol).is_some_and(|end| {
-                let number = name[..end].rsplit('_').next().unwrap_or_default();
-                !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-            })
+/// What Kubernetes and old Docker links export for a service called `patroni…`; `PATRONI_ETCD_PORT=tcp://…` among it.
+fn is_service_link(name: &str, text: &str) -> bool {
+    let has_numbered_port = ["_TCP", "_UDP"].iter().any(|protocol| {
+        name.find(protocol).is_some_and(|end| {
+            let number = name[..end].rsplit('_').next().unwrap_or_default();
+            !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
         })
+    });
+    let is_link =
+        name.ends_with("_PORT") && (text.starts_with("tcp://") || text.starts_with("udp://"));
+    is_link
+        || has_numbered_port
+        || name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
 }
 
 /// Edits between two names: insert, delete, replace, swap of neighbours.
@@ -649,6 +658,7 @@ mod tests {
             ("PATRONI_COMPLETELY_DIFFERENT", "x"),
             ("PATRONI_DEMO_SERVICE_HOST", "10.0.0.1"),
             ("PATRONI_DEMO_PORT_8008_TCP_ADDR", "10.0.0.1"),
+            ("PATRONI_ETCD_PORT", "tcp://10.0.0.1:2379"),
             ("HOME", "/"),
         ]);
         assert_eq!(

@@ -15,7 +15,7 @@ use super::variables::{self, STORE_SECTIONS};
 use super::{Fault, env, value, yaml};
 
 /// One source of settings.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Layer {
     /// How messages call it: a file's path, `PATRONI_CONFIGURATION`, `environment`, `defaults`.
     name: String,
@@ -38,7 +38,7 @@ impl Provider for Layer {
 const ENVIRONMENT: &str = "environment";
 
 /// What was read before any merging, kept so that a reload reads only the files again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Sources {
     /// The file or directory of the command line.
     pub path: Option<PathBuf>,
@@ -155,7 +155,8 @@ pub(crate) fn merge(sources: &Sources, faults: &mut Vec<Fault>) -> Layers {
     if let Some(path) = &sources.path {
         stack.extend(files(path, faults));
     }
-    if let Some(document) = &sources.environment.document {
+    // Patroni: a file on the command line hides the variable. With a warning here.
+    if let (None, Some(document)) = (&sources.path, &sources.environment.document) {
         stack.push(Layer {
             name: "PATRONI_CONFIGURATION".to_owned(),
             settings: document.clone(),

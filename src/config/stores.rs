@@ -308,7 +308,6 @@ fn etcd(reader: &mut Reader<'_>, section: &str) -> Option<Etcd> {
         .iter()
         .find_map(|name| reader.text(&key(name)));
     let tls = tls(reader, section);
-    https |= tls.cacert.is_some() && !reader.is_given(&key("protocol"));
     let scheme = if https { "https" } else { "http" };
     let endpoints = if let Some(url) = proxy.or_else(|| reader.text(&key("url"))) {
         let (url, credentials) = take_credentials(&url);
@@ -364,11 +363,6 @@ fn consul(reader: &mut Reader<'_>) -> Option<Consul> {
     let scheme = reader
         .text("consul.scheme")
         .unwrap_or_else(|| "http".to_owned());
-    let scheme = if tls.cacert.is_some() && !reader.is_given("consul.scheme") {
-        "https".to_owned()
-    } else {
-        scheme
-    };
     let own_port = reader.port("consul.port");
     let url = match reader.text("consul.url") {
         Some(url) => endpoint(&scheme, &url, 8500),

@@ -288,16 +288,15 @@ fn a_misspelt_store_is_not_replaced_by_the_default_one() {
 
 #[test]
 fn secrets_do_not_show() {
-    let config = load_yaml(
+    let loaded = load_yaml(
         FILE,
         &[
             ("PATRONI_RESTAPI_USERNAME", "u"),
             ("PATRONI_RESTAPI_PASSWORD", "hush"),
         ],
     )
-    .unwrap()
-    .config;
-    let shown = format!("{config:?}");
+    .unwrap();
+    let shown = format!("{loaded:?}");
     for secret in ["rep-pass", "zalando", "rewind_password", "hush"] {
         assert!(!shown.contains(secret), "{secret}");
     }

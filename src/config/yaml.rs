@@ -214,7 +214,10 @@ fn scalar(
         "null" => Ok(Value::Null),
         "bool" => boolean(text).map(Value::Bool).ok_or_else(wrong),
         "int" => integer(text).ok_or_else(wrong),
-        "float" => float(text).or_else(|| integer(text)).ok_or_else(wrong),
+        "float" => float(text)
+            .or_else(|| integer(text))
+            .or_else(|| Number::from_f64(text.parse().ok()?).map(Value::Number))
+            .ok_or_else(wrong),
         "timestamp" => Ok(Value::String(text.to_owned())),
         _ => Err(at(
             span,
@@ -337,6 +340,105 @@ fn float(text: &str) -> Option<Value> {
     Number::from_f64(if negative { -number } else { number }).map(Value::Number)
 }
 
+/// Block-style text of a value, ready to be parsed again; lists start at their key's column, as PyYAML writes them.
+#[must_use]
+pub fn emit(value: &Value) -> String {
+    let mut text = String::new();
+    match value {
+        Value::Object(map) if !map.is_empty() => emit_map(map, 0, &mut text),
+        Value::Array(items) if !items.is_empty() => emit_list(items, 0, &mut text),
+        scalar => {
+            text.push_str(&emit_scalar(scalar));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn emit_map(map: &Map<String, Value>, indent: usize, text: &mut String) {
+    for (position, (key, value)) in map.iter().enumerate() {
+        if position > 0 || indent == 0 {
+            text.push_str(&" ".repeat(indent));
+        }
+        text.push_str(&emit_text(key));
+        text.push(':');
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                text.push('\n');
+                text.push_str(&" ".repeat(indent + 2));
+                emit_map(inner, indent + 2, text);
+            }
+            Value::Array(items) if !items.is_empty() => {
+                text.push('\n');
+                text.push_str(&" ".repeat(indent));
+                emit_list(items, indent, text);
+            }
+            scalar => {
+                text.push(' ');
+                text.push_str(&emit_scalar(scalar));
+                text.push('\n');
+            }
+        }
+    }
+}
+
+fn emit_list(items: &[Value], indent: usize, text: &mut String) {
+    for (position, item) in items.iter().enumerate() {
+        if position > 0 {
+            text.push_str(&" ".repeat(indent));
+        }
+        text.push_str("- ");
+        match item {
+            Value::Object(inner) if !inner.is_empty() => emit_map(inner, indent + 2, text),
+            Value::Array(inner) if !inner.is_empty() => emit_list(inner, indent + 2, text),
+            scalar => {
+                text.push_str(&emit_scalar(scalar));
+                text.push('\n');
+            }
+        }
+    }
+}
+
+fn emit_scalar(value: &Value) -> String {
+    match value {
+        Value::String(text) => emit_text(text),
+        // A float keeps its point, or it would come back as text or as an integer.
+        Value::Number(number) if number.is_f64() && !number.to_string().contains('.') => {
+            format!("!!float '{number}'")
+        }
+        // Empty collections are the same in JSON.
+        other => other.to_string(),
+    }
+}
+
+/// Plain where it comes back as the same text, else in quotes.
+fn emit_text(text: &str) -> String {
+    let control = text.chars().any(char::is_control);
+    let safe_start = text.starts_with(|c: char| c.is_alphanumeric() || "/._".contains(c));
+    let plain = !control
+        && safe_start
+        && !text.ends_with([' ', ':'])
+        && !text.contains(": ")
+        && !text.contains(" #")
+        && plain(text) == Value::String(text.to_owned())
+        && !text.starts_with("...")
+        && !looks_like_date(text);
+    if plain {
+        text.to_owned()
+    } else if control {
+        // JSON's quoting is valid in a double-quoted scalar.
+        Value::String(text.to_owned()).to_string()
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
+
+/// Other YAML 1.1 readers would take it for a timestamp.
+fn looks_like_date(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() >= 8 && bytes[..4].iter().all(u8::is_ascii_digit) && bytes[4] == b'-'
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,6 +525,25 @@ mod tests {
         );
         assert!(parse("a: *nowhere").is_err());
         assert!(parse("[1, 2]: x").is_err());
+    }
+
+    #[test]
+    fn what_is_emitted_comes_back() {
+        let value = json!({
+            "a": {"b": [1, 2.5, {"c": "on", "d": {"e": null}}, ["x", "0644"], {}, []], "f": "it's: so"},
+            "on": "-", "plain": "some text, with # not a comment#", "date": "2024-01-01", "lines": "a\nb\t", "empty": "",
+            "hash": "#FIXME", "format": "%(asctime)s %(levelname)s", "star": "*", "addr": "[::1]:5432", "t": true, "big": 1e300,
+        });
+        let text = emit(&value);
+        assert_eq!(parse(&text).unwrap(), value, "{text}");
+        assert!(
+            text.starts_with("a:\n  b:\n  - 1\n  - 2.5\n  - c: 'on'\n    d:\n      e: null\n"),
+            "{text}"
+        );
+        assert_eq!(
+            parse(&emit(&json!([["a"], "b"]))).unwrap(),
+            json!([["a"], "b"])
+        );
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 mod harness;
 mod memory;
+#[cfg(feature = "raft")]
+mod raft;
 mod suite;
 
 use std::io::Write as _;
@@ -17,7 +19,13 @@ use harness::{Backend, Case};
 
 /// Every store that is checked.
 async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
-    vec![("memory", Ok(Rc::new(memory::Memory)))]
+    vec![
+        ("memory", Ok(Rc::new(memory::Memory))),
+        #[cfg(feature = "raft")]
+        ("raft", Ok(raft::Raft::of(3))),
+        #[cfg(feature = "raft")]
+        ("raft-client", Ok(raft::Raft::of(1))),
+    ]
 }
 
 /// No case may take longer, whatever it waits for.

@@ -1,6 +1,6 @@
 //! The local PostgreSQL: its processes, its files, and the few statements the agent runs in it (spec/postgres-management.md).
 //!
-//! Two halves that meet in [`Settings`]. The process half (`binaries`, `control`, `pidfile`, `process`, `ready`, `stop`, `promote`,
+//! Two halves that meet in [`Settings`]. The process half (`binaries`, `control`, `pidfile`, `process`, `ready`, `stop`, `promote`, `single_user`,
 //! `sql`, `tls`, `observe`) starts, watches, queries and stops a server; it waits for events (pidfd, inotify, notifications
 //! of the control file), never for a tool that polls. The configuration half writes files and builds data directories.
 //!

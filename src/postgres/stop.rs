@@ -14,7 +14,9 @@ use super::Settings;
 use super::control::{self, ControlData, ControlState};
 use super::pidfile::{PidFile, Status};
 use super::process::{self, Postmaster, Process};
+use super::sql::{SqlError, Target};
 use super::watch::Watch;
+use crate::types::{Lsn, PgVersion};
 
 /// How hard to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,9 +96,21 @@ pub async fn stop(
             source,
         })
     };
+    // A server that is still starting may have the last shutdown in its control file.
+    let old_shutdown = match mode {
+        Mode::Immediate => None,
+        Mode::Smart | Mode::Fast => control::read(settings)
+            .await
+            .ok()
+            .filter(|control| control.state == ControlState::ShutDown)
+            .map(|control| control.checkpoint),
+    };
     signal(mode.signal())?;
 
-    let mut progress = Progress::default();
+    let mut progress = Progress {
+        safepoint: false,
+        old_shutdown,
+    };
     let stepwise = step(settings, postmaster, mode, hooks, &mut progress);
     let in_time = match rung {
         None => {
@@ -127,6 +141,31 @@ pub async fn stop(
         hooks.safepoint().await;
     }
     Ok(how)
+}
+
+/// Writes a checkpoint, so that the one the shutdown itself has to write is short (spec §4.1 step 2). The clients are served
+/// meanwhile. A failure is no reason not to stop.
+///
+/// # Errors
+/// The server refuses, or `limit` has passed (the checkpoint then goes on in the server).
+pub async fn checkpoint_first(
+    settings: &Settings,
+    version: PgVersion,
+    limit: Option<Duration>,
+) -> Result<(), SqlError> {
+    let work = async {
+        let session = Target::local(settings)
+            .statement_limit(None)
+            .connect()
+            .await?;
+        session.checkpoint(version).await
+    };
+    match limit {
+        None => work.await,
+        Some(limit) => tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or(Err(SqlError::Timeout("checkpoint"))),
+    }
 }
 
 /// What is left of a server whose postmaster has ended, by itself or by us: waits a moment for its processes to notice, then
@@ -160,9 +199,11 @@ pub async fn bury(settings: &Settings) {
     }
 }
 
-#[derive(Default)]
 struct Progress {
+    /// The hook has been called.
     safepoint: bool,
+    /// The shutdown checkpoint the control file showed before the signal.
+    old_shutdown: Option<Lsn>,
 }
 
 /// The first rung: safe point, shutdown checkpoint, exit.
@@ -181,7 +222,7 @@ async fn step(
         hooks.safepoint().await;
     }
     if mode != Mode::Immediate
-        && let Some(control) = written_down(settings, postmaster).await
+        && let Some(control) = written_down(settings, postmaster, progress.old_shutdown).await
     {
         if !progress.safepoint {
             // It was faster than we could look. A checkpointer that got this far has outlived every client.
@@ -212,14 +253,20 @@ async fn heard(settings: &Settings, postmaster: &Postmaster) {
 
 /// Waits until the control file says "shut down" and returns it; `None` when there will be no such moment: a standby, or the
 /// postmaster ended otherwise.
-async fn written_down(settings: &Settings, postmaster: &Postmaster) -> Option<ControlData> {
+async fn written_down(
+    settings: &Settings,
+    postmaster: &Postmaster,
+    old: Option<Lsn>,
+) -> Option<ControlData> {
     let mut watch = control::watch(settings);
     loop {
         // Asked before the file is read: what a dead postmaster wrote is final.
         let alive = postmaster.is_alive();
         if let Ok(control) = control::read(settings).await {
             match control.state {
-                ControlState::ShutDown => return Some(control),
+                ControlState::ShutDown if !alive || old != Some(control.checkpoint) => {
+                    return Some(control);
+                }
                 ControlState::ShutDownInRecovery => return None,
                 _ => {}
             }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use howdah::postgres::control::{self, ControlData, ControlState};
 use howdah::postgres::pidfile::{self, Found};
-use howdah::postgres::process::{self, Process, StartError};
-use howdah::postgres::ready::{self, Ping};
+use howdah::postgres::process::{self, Postmaster, Process, StartError};
+use howdah::postgres::ready::{self, Ping, Readiness};
 use howdah::postgres::stop::{self, Hooks, Mode, Stopped};
 use howdah::types::PgVersion;
 use rustix::process::Signal;
@@ -110,6 +110,68 @@ async fn with_archiving_the_published_position_is_the_switch() {
         .unwrap()
         .unwrap();
     assert!(positions.published < positions.checkpoint, "{positions:?}");
+}
+
+/// A busy archiver keeps the postmaster; the end of history is known and reported before it has gone.
+#[tokio::test]
+async fn the_shutdown_checkpoint_is_reported_while_the_archiver_works() {
+    struct Alive(Postmaster, Option<bool>);
+    #[async_trait]
+    impl Hooks for Alive {
+        async fn shut_down(&mut self, control: &ControlData) {
+            assert_eq!(control.state, ControlState::ShutDown);
+            self.1 = Some(self.0.is_alive());
+        }
+    }
+    drop_root();
+    let cluster = Cluster::create();
+    cluster.configure("archive_mode = on\narchive_command = 'sleep 1'\n");
+    let postmaster = cluster.start().await;
+    cluster.psql("create table t()");
+    stop::checkpoint_first(
+        &cluster.settings,
+        PgVersion(150_000),
+        Some(Duration::from_secs(20)),
+    )
+    .await
+    .unwrap();
+    let mut hooks = Alive(postmaster.clone(), None);
+    let how = stop::stop(&cluster.settings, &postmaster, Mode::Fast, None, &mut hooks)
+        .await
+        .unwrap();
+    assert_eq!((how, hooks.1), (Stopped::AsAsked, Some(true)));
+}
+
+/// What another process started is found, watched and stopped like our own: so is a server that outlived an earlier agent.
+#[tokio::test]
+async fn a_server_somebody_else_started_is_adopted() {
+    drop_root();
+    let cluster = Cluster::create();
+    let mut command = cluster.settings.tool("pg_ctl");
+    command
+        .args(["start", "-w", "-s", "-l", "/dev/null", "-D"])
+        .arg(&cluster.settings.data_dir)
+        .args([
+            "-o",
+            &format!(
+                "-p {} -k {}",
+                cluster.settings.port,
+                cluster.settings.unix_socket_directories.as_ref().unwrap()[0]
+            ),
+        ]);
+    assert!(command.status().await.unwrap().success());
+    let Found::Postmaster(postmaster) = pidfile::find(&cluster.settings) else {
+        panic!("not found");
+    };
+    assert_eq!(
+        ready::now(&cluster.settings, &postmaster).await,
+        Some(Readiness::Accepting)
+    );
+    let mut diary = Diary::default();
+    stop::stop(&cluster.settings, &postmaster, Mode::Fast, None, &mut diary)
+        .await
+        .unwrap();
+    assert_eq!(diary.0, ["safe", "down"]);
 }
 
 /// The safe point waits for a client that does not want to go, and comes before the checkpoint.

@@ -5,8 +5,6 @@ use std::time::Duration;
 use howdah::postgres::conninfo::Upstream;
 use howdah::postgres::control::{self, ControlState};
 use howdah::postgres::observe::{Observer, Wants};
-use howdah::postgres::pidfile::{self, Found};
-use howdah::postgres::process::Postmaster;
 use howdah::postgres::promote;
 use howdah::postgres::single_user;
 use howdah::postgres::sql::Target;
@@ -16,13 +14,6 @@ use howdah::types::{Lsn, PgVersion, ReplicationState, Timeline};
 use rustix::process::Signal;
 
 use crate::cluster::{Cluster, drop_root, eventually};
-
-fn postmaster(cluster: &Cluster) -> Postmaster {
-    match pidfile::find(&cluster.settings) {
-        Found::Postmaster(postmaster) => postmaster,
-        other => panic!("{other:?}"),
-    }
-}
 
 /// The same server, over TCP, where it asks for a password.
 fn over_tcp(cluster: &Cluster) -> Settings {
@@ -312,12 +303,11 @@ async fn clients_are_terminated_and_the_observer_stays() {
 async fn crash_recovery_without_a_postmaster() {
     drop_root();
     let cluster = Cluster::create();
-    let postmaster_ = cluster.start().await;
+    let postmaster = cluster.start().await;
     cluster.psql("create table t(i int); insert into t values (1)");
-    assert_eq!(postmaster(&cluster), postmaster_);
     stop::stop(
         &cluster.settings,
-        &postmaster_,
+        &postmaster,
         Mode::Immediate,
         None,
         &mut (),

@@ -1,0 +1,49 @@
+# `make` or `make help` lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PG_MAJOR ?= 17
+DEMO ?= raft
+export PG_MAJOR
+
+# The etcd client's build needs protoc; asked only by what compiles.
+COMPILE = PROTOC="$$(docker/protoc.sh)"; export PROTOC;
+
+.PHONY: help image images demo demo-down test bench sim chaos fmt lint binary
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+binary: ## The release binary, target/release/howdah
+	@$(COMPILE) cargo build --release --locked --bin howdah
+
+image: binary ## The image howdah:pg$(PG_MAJOR); PG_MAJOR=15, 17 (default) or 18
+	@docker/image.sh howdah
+
+images: image
+	@docker/image.sh etcd
+	@docker/image.sh haproxy
+
+demo: images ## Three members and a proxy on this machine; DEMO=etcd for an external store
+	@HOWDAH_IMAGE=howdah:pg$(PG_MAJOR) docker/demo.sh up $(DEMO)
+
+demo-down: ## Removes the demo with its data
+	@docker/demo.sh down $(DEMO)
+
+test: ## Every test; ends with one line that counts them
+	@tests/run.sh
+
+sim: ## The simulator alone; SEEDS=N for more histories
+	@$(COMPILE) HOWDAH_SIM_SEEDS=$(SEEDS) cargo test --release --test sim
+
+chaos: binary ## Random faults under a recording client, long form
+	@$(COMPILE) docker/image.sh howdah && cargo test --test e2e -- chaos
+
+bench: ## Measures fail-over, size and speed; IMAGE=NAME for another image
+	@$(COMPILE) cargo bench --bench cluster
+
+fmt: ## Formats the code
+	@cargo fmt
+
+lint: ## What the tests ask of form: formatting and clippy
+	@cargo fmt --check
+	@$(COMPILE) cargo clippy --all-targets --locked -- -D warnings

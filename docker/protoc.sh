@@ -1,0 +1,47 @@
+#!/bin/sh
+# Prints the path of a protoc, the Protocol Buffers compiler that the etcd client's build needs.
+#
+# Order: $PROTOC, PATH, one made earlier under target/, one from crates.io (no root needed), Debian's package (as root).
+set -eu
+cd "$(dirname "$0")/.."
+kept=$PWD/target/protoc/bin/protoc
+
+if [ -n "${PROTOC:-}" ] && [ -x "$PROTOC" ]; then echo "$PROTOC"; exit 0; fi
+if command -v protoc 2>/dev/null; then exit 0; fi
+if [ -x "$kept" ]; then echo "$kept"; exit 0; fi
+
+echo "protoc.sh: no protoc here: taking one from crates.io" >&2
+work=$PWD/target/protoc/build
+mkdir -p "$work/src"
+cat > "$work/Cargo.toml" <<'TOML'
+[package]
+name = "fetch-protoc"
+version = "0.0.0"
+edition = "2021"
+[dependencies]
+protoc-bin-vendored = "3"
+[workspace]
+TOML
+cat > "$work/src/main.rs" <<'RUST'
+fn main() {
+    let program = protoc_bin_vendored::protoc_bin_path().expect("a protoc for this platform");
+    println!("{}", program.display());
+}
+RUST
+if path=$(cd "$work" && env -u CARGO_TARGET_DIR cargo run --quiet 2>"$work/log"); then
+    mkdir -p "$(dirname "$kept")"
+    cp "$path" "$kept"
+    chmod +x "$kept"
+    rm -rf "$work"
+    echo "$kept"
+    exit 0
+fi
+if [ "$(id -u)" = 0 ]; then
+    echo "protoc.sh: not to be had there: installing Debian's package" >&2
+    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends protobuf-compiler >&2
+    command -v protoc
+    exit 0
+fi
+tail -5 "$work/log" >&2
+echo "protoc.sh: install the package protobuf-compiler, or set PROTOC" >&2
+exit 1

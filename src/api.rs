@@ -19,6 +19,7 @@ pub mod status;
 mod tls;
 pub mod values;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ use crate::cluster::{CONTRACT_VERSION, Cluster};
 use crate::dcs::{Freshness, Store};
 use crate::node::{CommandSender, NodeView, ViewReceiver};
 use crate::types::Moment;
-use crate::{clock, json_text, peers, topology};
+use crate::{clock, config, json_text, peers, topology};
 use access::{Caller, Refused, Rules};
 use health::Query;
 use listener::Mark;
@@ -104,6 +105,50 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The settings a node's configuration asks for.
+    #[must_use]
+    pub fn from_config(config: &config::Config) -> Settings {
+        let rest = &config.restapi;
+        let pairs = |map: &BTreeMap<String, String>| {
+            map.iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        };
+        let tls = rest.certfile.as_ref().map(|certfile| TlsSettings {
+            certfile: peers::path_text(certfile),
+            keyfile: rest.keyfile.as_deref().map(peers::path_text),
+            keyfile_password: rest
+                .keyfile_password
+                .as_ref()
+                .map(|password| password.expose().to_owned()),
+            cafile: rest.cafile.as_deref().map(peers::path_text),
+            verify_client: match rest.verify_client {
+                config::VerifyClient::None => VerifyClient::None,
+                config::VerifyClient::Optional => VerifyClient::Optional,
+                config::VerifyClient::Required => VerifyClient::Required,
+            },
+        });
+        let server_tokens = match rest.server_tokens {
+            config::ServerTokens::Original => "original",
+            config::ServerTokens::Minimal => "minimal",
+            config::ServerTokens::ProductOnly => "productonly",
+        };
+        Settings {
+            listen: rest.listen.or_port(8008).to_string(),
+            connect_address: Some(rest.connect_address.to_string()),
+            authentication: rest.authentication.as_ref().map(Credentials::from_config),
+            tls,
+            allowlist: rest.allowlist.clone(),
+            allowlist_include_members: rest.allowlist_include_members,
+            http_extra_headers: pairs(&rest.http_extra_headers),
+            https_extra_headers: pairs(&rest.https_extra_headers),
+            request_queue_size: rest.request_queue_size,
+            server_tokens: server_tokens.to_owned(),
+            client: peers::ClientSettings::for_daemon(config),
+            ..Settings::default()
+        }
+    }
+
     /// The `api_url` of the member document (spec §1).
     #[must_use]
     pub fn api_url(&self) -> String {

@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::api::Credentials;
 use crate::cluster::wire;
+use crate::config::Config;
 use crate::ha::observation::{Peer, PeerAnswer};
 use crate::types::{Lsn, MemberName, Timeline};
 
@@ -44,6 +45,64 @@ pub struct ClientSettings {
     pub keyfile_password: Option<String>,
     /// Whether and how server certificates are verified.
     pub verify: Verify,
+}
+
+impl ClientSettings {
+    /// For calls between nodes: unverified unless a client certificate is configured, and never by host name.
+    #[must_use]
+    pub fn for_daemon(config: &Config) -> ClientSettings {
+        let verify = if config.ctl.certfile.is_some() {
+            Verify::Chain
+        } else {
+            Verify::Nothing
+        };
+        ClientSettings {
+            verify,
+            ..ClientSettings::common(config)
+        }
+    }
+
+    /// For ctl: verified, unless told otherwise (`-k`, `ctl.insecure`).
+    #[must_use]
+    pub fn for_ctl(config: &Config, insecure: bool) -> ClientSettings {
+        let verify = if insecure || config.ctl.insecure {
+            Verify::Nothing
+        } else {
+            Verify::Full
+        };
+        ClientSettings {
+            verify,
+            ..ClientSettings::common(config)
+        }
+    }
+
+    fn common(config: &Config) -> ClientSettings {
+        let (ctl, rest) = (&config.ctl, &config.restapi);
+        ClientSettings {
+            credentials: ctl
+                .authentication
+                .as_ref()
+                .or(rest.authentication.as_ref())
+                .map(Credentials::from_config),
+            cacert: ctl
+                .cacert
+                .as_deref()
+                .or(rest.cafile.as_deref())
+                .map(path_text),
+            certfile: ctl.certfile.as_deref().map(path_text),
+            keyfile: ctl.keyfile.as_deref().map(path_text),
+            keyfile_password: ctl
+                .keyfile_password
+                .as_ref()
+                .map(|password| password.expose().to_owned()),
+            verify: Verify::Nothing,
+        }
+    }
+}
+
+/// A path as text; configured paths come from text.
+pub(crate) fn path_text(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// How much of a server's certificate is checked.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::api::values;
 use crate::cluster::{Cluster, Member, PendingChange, Schedule, wire};
+use crate::config::value;
 use crate::node::SynchronousMode;
 use crate::types::{Lsn, MemberName, Timeline};
 use crate::{peers, timestamps};
@@ -100,7 +100,7 @@ pub fn is_standby_cluster(cluster: &Cluster) -> bool {
     section.is_some_and(|section| {
         ["host", "port", "restore_command"]
             .iter()
-            .any(|key| section.get(*key).is_some_and(is_truthy))
+            .any(|key| section.get(*key).is_some_and(value::is_truthy))
     })
 }
 
@@ -108,7 +108,7 @@ pub fn is_standby_cluster(cluster: &Cluster) -> bool {
 #[must_use]
 pub fn is_paused(cluster: &Cluster) -> bool {
     setting(cluster, "pause")
-        .and_then(values::parse_bool)
+        .and_then(value::parse_bool)
         .unwrap_or(false)
 }
 
@@ -120,24 +120,13 @@ pub fn synchronous_mode(cluster: &Cluster) -> SynchronousMode {
     }
     match setting(cluster, "synchronous_mode") {
         Some(Value::String(text)) if text.eq_ignore_ascii_case("quorum") => SynchronousMode::Quorum,
-        Some(value) if values::parse_bool(value) == Some(true) => SynchronousMode::On,
+        Some(value) if value::parse_bool(value) == Some(true) => SynchronousMode::On,
         _ => SynchronousMode::Off,
     }
 }
 
 fn setting<'a>(cluster: &'a Cluster, key: &str) -> Option<&'a Value> {
     cluster.config.as_ref()?.data.get(key)
-}
-
-fn is_truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(flag) => *flag,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(items) => !items.is_empty(),
-    }
 }
 
 /// Whether the `/sync` document lists `name` as standby or voter.

@@ -198,6 +198,15 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// As configured.
+    #[must_use]
+    pub fn from_config(auth: &crate::config::BasicAuth) -> Credentials {
+        Credentials {
+            username: auth.username.clone(),
+            password: auth.password.expose().to_owned(),
+        }
+    }
+
     /// The `Authorization` header: `Basic …`.
     #[must_use]
     pub fn header(&self) -> String {

@@ -13,7 +13,8 @@ use axum::http::{HeaderName, HeaderValue, Response};
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wire};
+use crate::config::value;
 use crate::dcs::{Document, Expect, Write};
 use crate::node::{
     CitusEvent, Command, FailsafeOutcome, FailsafePing, ReinitializeOutcome, RestartConditions,
@@ -23,7 +24,7 @@ use crate::timestamps::{self, Parsed};
 use crate::types::{Lsn, MemberName, PgVersion, Role};
 use crate::{clock, topology};
 
-use super::{Api, Context, Need, PEER_DEADLINE, dynamic, error_page, read_object, values};
+use super::{Api, Context, Need, PEER_DEADLINE, error_page, read_object, values};
 
 /// A refusal or failure that ends a handler early.
 type Answer = Result<Response<Body>, Response<Body>>;
@@ -150,7 +151,7 @@ async fn change_leader(api: &Api, request: Request, asked: Action) -> Answer {
         .store()?
         .put(
             Document::Failover,
-            &dynamic::compact(&document),
+            &wire::config_text(&document),
             Expect::Anything,
         )
         .await;
@@ -424,7 +425,7 @@ pub(super) async fn restart(State(api): State<Arc<Api>>, request: Request) -> An
                 Some(timeout) => conditions.timeout = Some(timeout),
                 None => return Err(api.text(400, "Timeout should be a positive number of seconds")),
             },
-            "restart_pending" => match values::parse_bool(value) {
+            "restart_pending" => match value::parse_bool(value) {
                 Some(flag) => conditions.only_pending = flag,
                 None => return Err(api.text(400, "restart_pending should be a boolean")),
             },
@@ -520,7 +521,7 @@ pub(super) async fn reinitialize(State(api): State<Arc<Api>>, request: Request) 
     let body = read_object(request, Need::Optional).await?;
     let flag = |keys: &[&str]| match keys.iter().find_map(|key| body.get(*key)) {
         None | Some(Value::Null) => Ok(false),
-        Some(value) => values::parse_bool(value)
+        Some(value) => value::parse_bool(value)
             .ok_or_else(|| api.text(400, &format!("{} should be a boolean", keys[0]))),
     };
     let force = flag(&["force"])?;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Response;
-use serde_json::{Map, Value};
 
 use crate::clock;
+use crate::cluster::wire;
+use crate::config::value;
 use crate::dcs::{Document, Expect, Write};
 use crate::node::Command;
 
@@ -45,12 +46,12 @@ pub(super) async fn patch(
         ));
     };
     let mut data = config.data;
-    if merge(&mut data, &patch) {
+    if value::patch(&mut data, &patch) {
         let written = api
             .store()?
             .put(
                 Document::Config,
-                &compact(&data),
+                &wire::config_text(&data),
                 Expect::At(config.revision),
             )
             .await;
@@ -78,11 +79,15 @@ pub(super) async fn put(
         .fresh_cluster()
         .await?
         .config
-        .is_some_and(|config| same_text(&config.data, &data));
+        .is_some_and(|config| value::same_map(&config.data, &data));
     if !unchanged {
         let written = api
             .store()?
-            .put(Document::Config, &compact(&data), Expect::Anything)
+            .put(
+                Document::Config,
+                &wire::config_text(&data),
+                Expect::Anything,
+            )
             .await;
         wake(&api);
         if !matches!(written, Write::Done(_)) {
@@ -100,129 +105,4 @@ pub(super) async fn put(
 fn wake(api: &Api) {
     // A full queue means that the loop has reasons enough to wake up.
     let _ = api.commands.try_send(Command::Wake);
-}
-
-/// Compact JSON, as the store keeps it.
-#[must_use]
-pub(crate) fn compact(data: &Map<String, Value>) -> String {
-    serde_json::to_string(data).unwrap_or_else(|_| "{}".to_owned())
-}
-
-/// Merges `patch` into `data`; whether anything changed. `null` removes, objects merge, everything else replaces.
-/// Equality is of texts: `100` onto `"100"` is no change and keeps the old type.
-pub(crate) fn merge(data: &mut Map<String, Value>, patch: &Map<String, Value>) -> bool {
-    let mut changed = false;
-    for (key, value) in patch {
-        match (data.get_mut(key), value) {
-            (None, Value::Null) => {}
-            (Some(_), Value::Null) => {
-                data.shift_remove(key);
-                changed = true;
-            }
-            (Some(Value::Object(old)), Value::Object(new)) => changed |= merge(old, new),
-            (Some(old), new) => {
-                if text(old) != text(new) {
-                    *old = new.clone();
-                    changed = true;
-                }
-            }
-            (None, new) => {
-                data.insert(key.clone(), new.clone());
-                changed = true;
-            }
-        }
-    }
-    changed
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "True".to_owned(),
-        Value::Bool(false) => "False".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Equality as for [`merge`], of whole documents, without regard to the order of keys.
-fn same_text(a: &Map<String, Value>, b: &Map<String, Value>) -> bool {
-    let equal = |a: &Value, b: &Value| match (a, b) {
-        (Value::Object(a), Value::Object(b)) => same_text(a, b),
-        (a, b) => text(a) == text(b),
-    };
-    a.len() == b.len()
-        && a.iter()
-            .all(|(key, value)| b.get(key).is_some_and(|other| equal(value, other)))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn merged(data: Value, patch: Value) -> (Value, bool) {
-        let (Value::Object(mut data), Value::Object(patch)) = (data, patch) else {
-            panic!()
-        };
-        let changed = merge(&mut data, &patch);
-        (data.into(), changed)
-    }
-
-    #[test]
-    fn merging() {
-        let cases = [
-            (
-                json!({"a": 1}),
-                json!({"a": null, "b": null}),
-                json!({}),
-                true,
-            ),
-            (json!({"a": 1}), json!({"b": null}), json!({"a": 1}), false),
-            (
-                json!({"a": "100"}),
-                json!({"a": 100}),
-                json!({"a": "100"}),
-                false,
-            ),
-            (
-                json!({"a": {"x": 1, "y": 2}}),
-                json!({"a": {"x": null, "z": 3}}),
-                json!({"a": {"y": 2, "z": 3}}),
-                true,
-            ),
-            (
-                json!({"a": {"x": 1}}),
-                json!({"a": 5}),
-                json!({"a": 5}),
-                true,
-            ),
-            (
-                json!({"a": 5}),
-                json!({"a": {"x": 1}}),
-                json!({"a": {"x": 1}}),
-                true,
-            ),
-            (
-                json!({}),
-                json!({"a": {"x": null}}),
-                json!({"a": {"x": null}}),
-                true,
-            ),
-            (
-                json!({"a": true}),
-                json!({"a": "true"}),
-                json!({"a": "true"}),
-                true,
-            ),
-            (json!({"a": null}), json!({"a": null}), json!({}), true),
-        ];
-        for (data, patch, want, changed) in cases {
-            assert_eq!(
-                merged(data.clone(), patch.clone()),
-                (want, changed),
-                "{data} + {patch}"
-            );
-        }
-    }
 }

@@ -37,6 +37,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 pub use access::Credentials;
+pub(crate) use actions::parse_version;
 
 use crate::cluster::{CONTRACT_VERSION, Cluster};
 use crate::dcs::{Freshness, Store};
@@ -743,4 +744,4 @@ async fn read_object(request: Request, need: Need) -> Result<Map<String, Value>,
 
 #[cfg(test)]
 #[path = "api/tests.rs"]
-mod tests;
+pub(crate) mod tests;

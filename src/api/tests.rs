@@ -15,15 +15,15 @@ use crate::node::{Command, RestartOutcome, Snapshot, ViewSender};
 use crate::types::{MemberName, Revision, WallTime};
 
 /// A store with one snapshot, writes applied to it.
-struct FixedStore {
-    cluster: Mutex<Cluster>,
-    written: Mutex<Vec<(Document, String, Expect)>>,
+pub(crate) struct FixedStore {
+    pub(crate) cluster: Mutex<Cluster>,
+    pub(crate) written: Mutex<Vec<(Document, String, Expect)>>,
     answers: bool,
     changes: watch::Sender<u64>,
 }
 
 impl FixedStore {
-    fn new(cluster: Cluster) -> Arc<FixedStore> {
+    pub(crate) fn new(cluster: Cluster) -> Arc<FixedStore> {
         Arc::new(FixedStore {
             cluster: Mutex::new(cluster),
             written: Mutex::default(),

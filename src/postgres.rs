@@ -15,6 +15,7 @@ pub mod conninfo;
 pub mod control;
 pub mod directory;
 pub mod hooks;
+pub mod inquire;
 pub mod observe;
 pub mod options;
 pub mod params;

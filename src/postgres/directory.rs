@@ -75,6 +75,69 @@ pub enum DirectoryError {
     File(#[from] FileError),
 }
 
+/// A directory that the server needs, and why it cannot have it (spec/configuration.md §6.4).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{}' is defined in {setting}, {why}", path.display())]
+pub struct SupportError {
+    /// The directory.
+    pub path: PathBuf,
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// `couldn't create the directory`, `the directory is not writable`, `is not a directory`.
+    pub why: &'static str,
+}
+
+/// Checks, and creates where missing, the directories the server and its tools need: sockets, statistics, the password file's parent.
+/// Relative ones are in the data directory, and are only made there once it has content.
+///
+/// # Errors
+/// The first that cannot be used; the server would not start.
+pub fn ensure_support(
+    settings: &super::Settings,
+    stats_temp_directory: Option<&str>,
+) -> Result<(), SupportError> {
+    let data_dir = &settings.data_dir;
+    let sockets = settings.unix_socket_directories.iter().flatten();
+    // `@name` is a socket without a file.
+    let sockets = sockets.filter(|directory| !directory.is_empty() && !directory.starts_with('@'));
+    let mut needed: Vec<(&'static str, PathBuf)> = sockets
+        .map(|d| ("unix_socket_directories", data_dir.join(d)))
+        .collect();
+    needed.extend(stats_temp_directory.map(|d| ("stats_temp_directory", data_dir.join(d))));
+    if settings.krbsrvname.is_none() {
+        needed.extend(
+            settings
+                .pgpass
+                .parent()
+                .map(|d| ("postgresql.pgpass", d.to_owned())),
+        );
+    }
+    let has_content = !matches!(is_empty(data_dir), Ok(true));
+    for (setting, path) in needed {
+        let fail = |why| SupportError {
+            path: path.clone(),
+            setting,
+            why,
+        };
+        if path.starts_with(data_dir) && !has_content {
+            continue;
+        }
+        if !path.exists() {
+            fs::create_dir_all(&path).map_err(|_| fail("couldn't create the directory"))?;
+        } else if !path.is_dir() {
+            return Err(fail("is not a directory"));
+        } else if rustix::fs::access(
+            &path,
+            rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+        )
+        .is_err()
+        {
+            return Err(fail("the directory is not writable"));
+        }
+    }
+    Ok(())
+}
+
 /// What the data directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
@@ -548,6 +611,34 @@ mod tests {
             .to_string();
         assert!(
             error.contains("made by PostgreSQL 15, the programs are 17"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn directories_of_the_server_are_made_where_they_are_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let mut settings = crate::postgres::write::tests::settings_in(root.path());
+        let sockets = root.path().join("run/pg");
+        settings.unix_socket_directories = Some(vec![
+            sockets.display().to_string(),
+            "inside".into(),
+            "@abstract".into(),
+        ]);
+        ensure_support(&settings, Some("stats")).unwrap();
+        assert!(sockets.is_dir() && !settings.data_dir.join("inside").exists());
+        cluster(root.path());
+        ensure_support(&settings, Some("stats")).unwrap();
+        assert!(
+            settings.data_dir.join("inside").is_dir() && settings.data_dir.join("stats").is_dir()
+        );
+        settings.unix_socket_directories = Some(vec![
+            settings.data_dir.join("PG_VERSION").display().to_string(),
+        ]);
+        let error = ensure_support(&settings, None).unwrap_err().to_string();
+        assert!(
+            error
+                .ends_with("PG_VERSION' is defined in unix_socket_directories, is not a directory"),
             "{error}"
         );
     }

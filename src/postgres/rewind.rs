@@ -11,9 +11,10 @@ use tokio::process::Command;
 
 use super::Settings;
 use super::binaries::{self, ToolError};
-use super::conninfo::Conninfo;
-use super::control::{ControlData, ControlState};
+use super::conninfo::{Conninfo, Upstream};
+use super::control::{self, ControlData, ControlState};
 use super::directory;
+use super::sql::{Ancestor, SqlError, Target};
 use super::write::{FileError, write_passwords};
 use crate::types::{Lsn, Malformed, PgVersion, Timeline};
 
@@ -38,6 +39,16 @@ pub struct HistoryEntry {
     pub switch_point: Lsn,
     /// What PostgreSQL wrote as the reason.
     pub reason: String,
+}
+
+impl From<Ancestor> for HistoryEntry {
+    fn from(ancestor: Ancestor) -> Self {
+        HistoryEntry {
+            timeline: ancestor.timeline,
+            switch_point: ancestor.switch,
+            reason: ancestor.reason,
+        }
+    }
 }
 
 /// The judgement, with its reason in words.
@@ -120,6 +131,159 @@ pub fn judge(
             "the end of the shutdown checkpoint {lsn} is not known, the leader left timeline {mine} at {fork}"
         )),
     }
+}
+
+/// Compares this node's history with the leader's (§10.3): finds where ours ends, makes sure that the other side is a primary, asks for its
+/// timeline and history, and judges. `running`: the local server accepts connections (or may: then a failure falls back to the control file).
+///
+/// Anything that cannot be found out makes it undecided.
+pub async fn check(
+    settings: &Settings,
+    version: PgVersion,
+    leader: &Upstream,
+    running: bool,
+) -> Verdict {
+    let undecided = |reason: String| Verdict::Undecided { reason };
+    let local = match local_position(settings, version, running).await {
+        Ok(local) => local,
+        Err(reason) => return undecided(reason),
+    };
+    tracing::info!(timeline = %local.timeline, lsn = %local.lsn, in_recovery = local.former_primary.is_none(), "Local timeline and position");
+    match leader_history(settings, version, leader, local.timeline).await {
+        Ok((timeline, history)) => {
+            tracing::info!(primary_timeline = %timeline, ?history, "the leader's history");
+            judge(&local, timeline, Some(&history))
+        }
+        Err(error) => undecided(format!("the leader could not be asked: {error}")),
+    }
+}
+
+async fn local_position(
+    settings: &Settings,
+    version: PgVersion,
+    running: bool,
+) -> Result<LocalPosition, String> {
+    if running {
+        match running_position(settings, version).await {
+            Ok(position) => return Ok(position),
+            Err(error) => tracing::debug!(
+                "the running server does not tell its position, reading the control file: {error}"
+            ),
+        }
+    }
+    let control = control::read(settings)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut position = stopped_position(&control).ok_or_else(|| {
+        format!(
+            "the control file of a server that was {:?} does not tell where its history ends",
+            control.state
+        )
+    })?;
+    if position.former_primary.is_some() {
+        position.former_primary = Some(checkpoint_end(settings, &control, version).await);
+    }
+    Ok(position)
+}
+
+async fn running_position(
+    settings: &Settings,
+    version: PgVersion,
+) -> Result<LocalPosition, SqlError> {
+    let function = if version.at_least(10) {
+        "pg_last_wal_replay_lsn"
+    } else {
+        "pg_last_xlog_replay_location"
+    };
+    let session = Target::local(settings).connect().await?;
+    // The timeline first: should the server pass to the next one in between, the pair (old timeline, later position) is the careful one.
+    let timeline = Target::local_replication(settings)
+        .connect()
+        .await?
+        .identify_system()
+        .await?
+        .timeline;
+    let rows = session
+        .simple(&format!(
+            "SELECT pg_catalog.{function}() WHERE pg_catalog.pg_is_in_recovery()"
+        ))
+        .await?;
+    let replayed = rows
+        .first()
+        .and_then(|row| row.first()?.as_deref()?.parse().ok());
+    let lsn = replayed.ok_or_else(|| {
+        SqlError::Unexpected(
+            "the local server is not in recovery, or has replayed nothing".to_owned(),
+        )
+    })?;
+    Ok(LocalPosition {
+        timeline,
+        lsn,
+        former_primary: None,
+    })
+}
+
+/// The leader's timeline, and its history if that is above ours.
+async fn leader_history(
+    settings: &Settings,
+    version: PgVersion,
+    leader: &Upstream,
+    local: Timeline,
+) -> Result<(Timeline, Vec<HistoryEntry>), SqlError> {
+    // Refuses a server that is in recovery: its timeline may still change.
+    drop(
+        Target::remote(
+            leader,
+            &settings.database,
+            settings.rewind_credentials(version),
+        )
+        .writable()
+        .connect()
+        .await?,
+    );
+    let session = Target::remote(leader, &settings.database, &settings.replication)
+        .replication()
+        .connect()
+        .await?;
+    let timeline = session.identify_system().await?.timeline;
+    let history = if local < timeline {
+        session.timeline_history(timeline).await?
+    } else {
+        Vec::new()
+    };
+    Ok((
+        timeline,
+        history.into_iter().map(HistoryEntry::from).collect(),
+    ))
+}
+
+/// Makes sure that the source's control file has the timeline it is on (§10.5): pg_rewind reads it there, and a primary that was just promoted
+/// writes it with its next checkpoint. A superuser runs one; a rewind user can only look, `false` then says "not yet".
+///
+/// # Errors
+/// The source could not be asked, or is in recovery.
+pub async fn source_is_ready(
+    settings: &Settings,
+    version: PgVersion,
+    source: &Upstream,
+) -> Result<bool, SqlError> {
+    let credentials = settings.rewind_credentials(version);
+    let session = Target::remote(source, &settings.database, credentials)
+        .writable()
+        .statement_limit(None)
+        .connect()
+        .await?;
+    if *credentials == settings.superuser {
+        session.checkpoint(version).await?;
+        return Ok(true);
+    }
+    let statement = "SELECT (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()) = \
+                     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int";
+    let rows = session.simple(statement).await?;
+    Ok(rows.first().is_some_and(|row| {
+        row.first()
+            .is_some_and(|value| value.as_deref() == Some("t"))
+    }))
 }
 
 /// The position of a stopped server, or `None` if its control file does not tell one (it crashed: recover first). The end of a shutdown

@@ -18,7 +18,7 @@ use crate::types::PgVersion;
 /// What to do about recovery files.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Recovery {
-    /// Leave signal files and recovery.conf as they are (a running primary; a bootstrap that brought its own).
+    /// Leave recovery settings, signal files and recovery.conf as they are (a running server; a bootstrap that brought its own).
     Untouched,
     /// Remove them: the next start is as a primary.
     Removed,
@@ -181,14 +181,19 @@ pub fn write(settings: &Settings, wanted: &Wanted) -> Result<Written, FileError>
         Recovery::Set(recovery) if wanted.major.at_least(12) => Some(&recovery.parameters),
         _ => None,
     };
+    let kept = match &wanted.recovery {
+        Recovery::Untouched => recovery_section(&files.postgresql_conf),
+        _ => String::new(),
+    };
     let hba_path = files.hba.display().to_string();
-    let text = render::postgresql_conf(
+    let mut text = render::postgresql_conf(
         &include,
         &parameters,
         &hba_path,
         &files.ident.display().to_string(),
         recovery,
     );
+    text.push_str(&kept);
     written.postgresql_conf = place(settings, &files.postgresql_conf, &text)?;
     if wanted.major.at_least(12) && !wanted.keep_auto_conf {
         written.auto_conf = clean_auto_conf(settings)?;
@@ -218,6 +223,15 @@ pub fn write(settings: &Settings, wanted: &Wanted) -> Result<Written, FileError>
     // Last: a node must not start as a standby without the settings that say of whom.
     written.recovery = place_recovery(settings, wanted)?;
     Ok(written)
+}
+
+/// The recovery settings in a file we wrote, as they stand there: a standby whose following does not change keeps them.
+fn recovery_section(postgresql_conf: &Path) -> String {
+    let text = fs::read_to_string(postgresql_conf).unwrap_or_default();
+    let start = text
+        .find(render::RECOVERY_HEADING)
+        .filter(|_| text.starts_with(render::HEADER));
+    start.map(|at| text[at..].to_owned()).unwrap_or_default()
 }
 
 /// The password file, readable by its owner only.
@@ -574,6 +588,24 @@ pub(super) mod tests {
         let primary = wanted(150_000, Recovery::Removed);
         assert_eq!(write(&settings, &primary).unwrap().need(), Need::Restart);
         assert!(!settings.data_dir.join("standby.signal").exists());
+    }
+
+    #[test]
+    fn a_standby_that_is_reconfigured_keeps_following() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings_in(root.path());
+        write(&settings, &wanted(150_000, standby())).unwrap();
+        let untouched = wanted(150_000, Recovery::Untouched);
+        assert_eq!(write(&settings, &untouched).unwrap().need(), Need::Nothing);
+        let mut changed = untouched;
+        changed.parameters.set("work_mem", "8MB");
+        assert_eq!(write(&settings, &changed).unwrap().need(), Need::Reload);
+        let text = fs::read_to_string(settings.config_file()).unwrap();
+        assert!(
+            text.contains("work_mem = '8MB'")
+                && text.ends_with("# recovery.conf\nprimary_conninfo = 'host=a'\n"),
+            "{text}"
+        );
     }
 
     #[test]

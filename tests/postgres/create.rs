@@ -5,21 +5,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use howdah::postgres::bootstrap;
+use howdah::postgres::changes;
 use howdah::postgres::clone::{self, CloneError, CloneRequest, Method, Progress, Source};
 use howdah::postgres::conninfo::{Conninfo, PrimaryConninfo, Upstream, primary_conninfo};
 use howdah::postgres::control;
 use howdah::postgres::directory::{self, Contents, Removal};
+use howdah::postgres::inquire;
 use howdah::postgres::params::{
     FollowInputs, Parameters, ServerInputs, SynchronousNames, follow_settings, server_settings,
 };
 use howdah::postgres::process::{self, Postmaster};
 use howdah::postgres::ready::{self, Readiness};
-use howdah::postgres::rewind::{self, LocalPosition, RewindRequest, Verdict};
+use howdah::postgres::rewind::{self, RewindRequest, Verdict};
 use howdah::postgres::slots::{self, DesiredSlot, PlanInputs, SlotAction};
 use howdah::postgres::stop::{self, Mode};
 use howdah::postgres::write::{self, Recovery, Wanted};
 use howdah::postgres::{Credentials, Settings};
-use howdah::types::{PgVersion, Timeline};
+use howdah::types::PgVersion;
 use serde_json::json;
 
 use crate::cluster::{Cluster, drop_root, eventually};
@@ -290,6 +292,69 @@ async fn a_cluster_is_made_with_its_settings_and_users() {
 }
 
 #[tokio::test]
+async fn a_changed_setting_is_reloaded_or_waits_for_a_restart() {
+    drop_root();
+    let (node, postmaster) = primary().await;
+    let settings = &node.settings;
+    let client = client(&node).await;
+    let programs = inquire::programs_version(settings).await.unwrap().unwrap();
+    assert_eq!(
+        value(&client, "SHOW server_version_num").await,
+        programs.0.to_string()
+    );
+    let known = inquire::known_names(settings).await.unwrap();
+    assert!(known.contains("shared_buffers") && known.contains("datestyle") && known.len() > 200);
+
+    let previous: Parameters = [("work_mem", "4MB"), ("wal_buffers", "-1")]
+        .into_iter()
+        .collect();
+    let wanted: Parameters = [
+        ("work_mem", "8MB"),
+        ("wal_buffers", "-1"),
+        ("shared_buffers", "64MB"),
+        ("nonsense", "1"),
+    ]
+    .into_iter()
+    .collect();
+    let rows = inquire::rows(
+        &client,
+        &["Work_Mem", "wal_buffers", "shared_buffers", "nonsense"],
+    )
+    .await
+    .unwrap();
+    let comparison = changes::compare(&wanted, &previous, &rows);
+    let changed: Vec<_> = comparison
+        .changes
+        .iter()
+        .map(|c| (c.name.as_str(), c.old_value.as_str(), c.new_value.as_str()))
+        .collect();
+    assert_eq!(
+        changed,
+        [
+            ("shared_buffers", "128MB", "64MB"),
+            ("work_mem", "4MB", "8MB")
+        ]
+    );
+    assert_eq!(comparison.invalid, ["nonsense"]);
+
+    let path = settings.config_file();
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        format!("{text}shared_buffers = '64MB'\nwork_mem = '8MB'\n"),
+    )
+    .unwrap();
+    assert!(process::reload(&postmaster).unwrap());
+    eventually("the reload took effect", async || {
+        value(&client, "SHOW work_mem").await == "8MB"
+    })
+    .await;
+    let pending = inquire::pending_restart(&client, settings).await.unwrap();
+    assert_eq!(pending, comparison.pending);
+    halt(&node, &postmaster).await;
+}
+
+#[tokio::test]
 async fn the_post_bootstrap_command_connects_with_what_it_is_given() {
     drop_root();
     let (node, postmaster) = primary().await;
@@ -414,40 +479,11 @@ async fn a_clone_streams_from_its_primary_through_its_slot() {
     halt(&first, &first_postmaster).await;
 }
 
-/// What the leader answers to IDENTIFY_SYSTEM and TIMELINE_HISTORY, from its files.
-async fn leader_history(leader: &Cluster) -> (Timeline, Vec<rewind::HistoryEntry>) {
-    let client = client(leader).await;
-    let timeline = value(
-        &client,
-        "SELECT (('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int)::text",
-    )
-    .await;
-    let timeline = Timeline(timeline.parse().unwrap());
-    let path = leader
-        .settings
-        .data_dir
-        .join(format!("pg_wal/{:08X}.history", timeline.0));
-    (
-        timeline,
-        rewind::parse_history(&fs::read_to_string(path).unwrap()).unwrap(),
-    )
-}
-
-/// Where a stopped node's history ends.
-async fn position(node: &Cluster) -> LocalPosition {
-    let control = control::read_file(&node.settings.data_dir).unwrap();
-    let mut position = rewind::stopped_position(&control).unwrap();
-    if position.former_primary.is_some() {
-        position.former_primary =
-            Some(rewind::checkpoint_end(&node.settings, &control, major(node)).await);
-    }
-    position
-}
-
 #[tokio::test]
 async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands() {
     drop_root();
     let (first, first_postmaster) = primary().await;
+    let version = major(&first);
     let admin = client(&first).await;
     admin
         .batch_execute(
@@ -484,9 +520,7 @@ async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands()
         .batch_execute("CHECKPOINT; SELECT pg_create_physical_replication_slot('node_2')")
         .await
         .unwrap();
-    let (timeline, history) = leader_history(&second).await;
-    let clean = position(&first).await;
-    let verdict = rewind::judge(&clean, timeline, Some(&history));
+    let verdict = rewind::check(&first.settings, version, &upstream(&second), false).await;
     assert!(matches!(verdict, Verdict::Same { .. }), "{verdict:?}");
 
     // A life of its own after that: diverged.
@@ -502,8 +536,21 @@ async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands()
         .batch_execute("INSERT INTO t VALUES (2)")
         .await
         .unwrap();
-    let verdict = rewind::judge(&position(&first).await, timeline, Some(&history));
+    let verdict = rewind::check(&first.settings, version, &upstream(&second), false).await;
     assert!(matches!(verdict, Verdict::Diverged { .. }), "{verdict:?}");
+
+    assert!(
+        rewind::source_is_ready(&first.settings, version, &upstream(&second))
+            .await
+            .unwrap()
+    );
+    let mut as_superuser = first.settings.clone();
+    as_superuser.rewind = None;
+    assert!(
+        rewind::source_is_ready(&as_superuser, version, &upstream(&second))
+            .await
+            .unwrap()
+    );
 
     let rewinder = first.settings.rewind.clone().unwrap();
     let from = upstream(&second);
@@ -526,6 +573,13 @@ async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands()
     let arguments = configure(&first, Some(&second));
     let postmaster = start(&first.settings, &arguments).await;
     let first_admin = client(&first).await;
+    let verdict = rewind::check(&first.settings, version, &upstream(&second), true).await;
+    assert!(matches!(verdict, Verdict::Same { .. }), "{verdict:?}");
+    let verdict = rewind::check(&second.settings, version, &upstream(&first), true).await;
+    assert!(
+        matches!(verdict, Verdict::Undecided { .. }),
+        "a standby is no leader: {verdict:?}"
+    );
     eventually("the rewound node has the leader's row only", async || {
         value(
             &first_admin,

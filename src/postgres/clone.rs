@@ -86,15 +86,13 @@ pub struct CustomMethod {
     pub arguments: Vec<(String, String)>,
 }
 
-/// Reads the configured methods. `basebackup`: options of pg_basebackup; `section(name)`: `postgresql.<name>`. Without a source only methods
-/// that need none remain.
+/// Reads the configured methods. `section(name)`: `postgresql.<name>`. Without a source only methods that need none remain.
 ///
 /// Problems with options of pg_basebackup are returned for the log; those options are left out.
 #[must_use]
 pub fn methods<'v>(
     names: &[String],
-    basebackup: &Value,
-    section: impl Fn(&str) -> Option<&'v Map<String, Value>>,
+    section: impl Fn(&str) -> Option<&'v Value>,
     has_source: bool,
     version: PgVersion,
 ) -> (Vec<Method>, Vec<OptionProblem>) {
@@ -107,15 +105,16 @@ pub fn methods<'v>(
     let mut problems = Vec::new();
     let mut methods = Vec::new();
     for name in names {
+        let value = section(name);
         if name == "basebackup" {
-            let (options, found) = base_backup_options(basebackup, version);
+            let (options, found) = base_backup_options(value.unwrap_or(&Value::Null), version);
             problems.extend(found);
             if has_source {
                 methods.push(Method::BaseBackup(options));
             }
         } else {
             let empty = Map::new();
-            let method = custom_method(name, section(name).unwrap_or(&empty));
+            let method = custom_method(name, value.and_then(Value::as_object).unwrap_or(&empty));
             if has_source || method.no_leader {
                 methods.push(Method::Custom(method));
             }
@@ -547,9 +546,9 @@ mod tests {
             "wal_e": {"command": "wale --x", "no_leader": 1, "keep_data": true, "envdir": "/e"},
             "pgbackrest": {"command": "pgbackrest restore", "keep_data": true, "no_params": true, "delta": 1},
         });
-        let section = |name: &str| sections.get(name).and_then(Value::as_object);
+        let section = |name: &str| sections.get(name);
         let names = ["wal_e", "pgbackrest", "bare", "basebackup"].map(str::to_owned);
-        let (found, problems) = methods(&names, &sections["basebackup"], section, true, PG15);
+        let (found, problems) = methods(&names, section, true, PG15);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert_eq!(
             found[3],
@@ -559,9 +558,9 @@ mod tests {
             panic!()
         };
         assert_eq!((bare.command.as_str(), bare.no_leader), ("bare", false));
-        let (without, _) = methods(&names, &sections["basebackup"], section, false, PG15);
+        let (without, _) = methods(&names, section, false, PG15);
         assert_eq!(without.len(), 1);
-        let (default, _) = methods(&[], &Value::Null, section, true, PG15);
+        let (default, _) = methods(&[], |_| None, true, PG15);
         assert_eq!(default, [Method::BaseBackup(vec![])]);
         let server = json!({"compress": "server-gzip"});
         assert_eq!(

@@ -8,6 +8,7 @@ pub mod address;
 pub mod dynamic;
 pub mod effective;
 pub mod env;
+pub mod generate;
 mod layers;
 mod reader;
 pub mod sample;

@@ -10,7 +10,7 @@ use super::{Environment, Faults, env, validate, value, variables, yaml};
 use crate::types::PgVersion;
 
 /// What stands where only the user knows the value.
-const FIXME: &str = "#FIXME";
+pub(super) const FIXME: &str = "#FIXME";
 
 /// Sections in the order of the output; other top-level keys are not printed.
 const ORDER: [&str; 18] = [
@@ -76,7 +76,7 @@ pub fn generate(environment: &dyn Environment) -> Result<String, SampleError> {
 }
 
 /// Everything the environment says, as a configuration.
-fn given(environment: &dyn Environment) -> Result<Map<String, Value>, Faults> {
+pub(super) fn given(environment: &dyn Environment) -> Result<Map<String, Value>, Faults> {
     let mut faults = Vec::new();
     let reading = env::read(environment, &mut faults);
     if !faults.is_empty() {
@@ -95,6 +95,11 @@ pub fn render(environment: &dyn Environment, version: PgVersion) -> Result<Strin
     let mut config = template(environment, version);
     value::patch(&mut config, &given(environment)?);
     fill_dependent(&mut config, version);
+    Ok(text(&config))
+}
+
+/// The text of a configuration in the order of the sample; no trailing newline.
+pub(super) fn text(config: &Map<String, Value>) -> String {
     let mut text = String::new();
     for key in ORDER {
         let Some(section) = config.get(key) else {
@@ -108,10 +113,10 @@ pub fn render(environment: &dyn Environment, version: PgVersion) -> Result<Strin
             _ => text.push_str(&yaml::emit(&json!({ key: section }))),
         }
     }
-    Ok(text.trim_end().to_owned())
+    text.trim_end().to_owned()
 }
 
-fn template(environment: &dyn Environment, version: PgVersion) -> Map<String, Value> {
+pub(super) fn template(environment: &dyn Environment, version: PgVersion) -> Map<String, Value> {
     let address = environment.host_address().map_or_else(
         || FIXME.to_owned(),
         |address| {

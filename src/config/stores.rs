@@ -270,7 +270,7 @@ fn take_credentials(url: &str) -> (String, Option<(String, Option<Secret>)>) {
     )
 }
 
-fn percent_decode(text: &str) -> String {
+pub(super) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

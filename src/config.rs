@@ -169,6 +169,17 @@ pub struct Loaded {
 pub(crate) struct Source {
     sources: layers::Sources,
     host: Host,
+    purpose: Purpose,
+}
+
+/// Who reads the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A member of the cluster: everything must be right.
+    Member,
+    /// The command line or a voting-only member of the store: `scope` may be missing (empty), passwords of PostgreSQL are
+    /// not needed, and faults of sections that only a member uses do not count.
+    Client,
 }
 
 impl fmt::Debug for Source {
@@ -195,7 +206,23 @@ impl Loaded {
     /// # Errors
     /// All faults; the caller keeps its old configuration.
     pub fn reload(&self) -> Result<Loaded, Faults> {
-        build(self.source.clone(), Vec::new())
+        let mut loaded = build(self.source.clone(), Vec::new())?;
+        // Generated passwords are in no source; they stay.
+        if loaded.config.postgresql.generate_passwords {
+            let (new, old) = (
+                &mut loaded.config.postgresql.authentication,
+                &self.config.postgresql.authentication,
+            );
+            for (new, old) in [
+                (&mut new.superuser, &old.superuser),
+                (&mut new.replication, &old.replication),
+            ] {
+                if new.password.is_none() {
+                    new.password.clone_from(&old.password);
+                }
+            }
+        }
+        Ok(loaded)
     }
 }
 
@@ -208,6 +235,18 @@ impl Config {
     /// # Errors
     /// All faults together.
     pub fn load(path: Option<&Path>, environment: &dyn Environment) -> Result<Loaded, Faults> {
+        Config::load_for(Purpose::Member, path, environment)
+    }
+
+    /// As [`Config::load`], for somebody else than a member.
+    ///
+    /// # Errors
+    /// All faults together.
+    pub fn load_for(
+        purpose: Purpose,
+        path: Option<&Path>,
+        environment: &dyn Environment,
+    ) -> Result<Loaded, Faults> {
         let mut faults = Vec::new();
         let reading = env::read(environment, &mut faults);
         let all = environment.variables();
@@ -216,7 +255,9 @@ impl Config {
             name: environment.host_name(),
             address: environment
                 .host_address()
-                .map(|address| address.to_string()),
+                .map(|address| address.to_string())
+                // A client listens nowhere; it must not fail for want of an address.
+                .or_else(|| (purpose == Purpose::Client).then(|| "localhost".to_owned())),
             bin_dir: environment.postgres_bin_dir(),
             pgdata: named("PGDATA"),
             home: named("HOME"),
@@ -225,7 +266,14 @@ impl Config {
             path: path.map(Path::to_owned),
             environment: reading,
         };
-        build(Source { sources, host }, faults)
+        build(
+            Source {
+                sources,
+                host,
+                purpose,
+            },
+            faults,
+        )
     }
 
     /// `/namespace/scope` with runs of slashes collapsed (spec/dcs.md §1.1); the group of Citus is not part of it.

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value, json};
 
 use super::reader::Reader;
-use super::{Config, HostPort, Listen, RESERVED_NAME, Raw, Secret, Source, stores, value};
+use super::{Config, HostPort, Listen, Purpose, RESERVED_NAME, Raw, Secret, Source, stores, value};
 use crate::cluster::Tags;
 use crate::types::MemberName;
 
@@ -321,7 +321,7 @@ pub(crate) fn config(reader: &mut Reader<'_>, source: &Source) -> Option<Config>
             .push("nothing is configured: no file and no PATRONI_ variable".to_owned());
     }
     let scope = reader.text("scope");
-    if scope.is_none() {
+    if scope.is_none() && source.purpose == Purpose::Member {
         let hint = if reader.layers.from_file {
             "scope"
         } else {
@@ -342,18 +342,29 @@ pub(crate) fn config(reader: &mut Reader<'_>, source: &Source) -> Option<Config>
     if name.is_none() {
         reader.fault("PATRONI_NAME", "is required: the name of this member");
     }
-    let log = log(reader);
+    let is_client = source.purpose == Purpose::Client;
     let restapi = rest_api(reader, host);
     let ctl = ctl(reader, restapi.as_ref());
+    let checked = (reader.faults.len(), reader.warnings.len());
+    let log = log(reader);
     let postgresql = postgres(reader, host);
+    let tags = tags(reader);
+    if is_client && postgresql.is_some() {
+        reader.faults.truncate(checked.0);
+        reader.warnings.truncate(checked.1);
+    }
     let store = stores::section(
         reader,
         source,
         postgresql.as_ref().map(LocalPostgres::parent_dir),
     );
+    let checked = (reader.faults.len(), reader.warnings.len());
     let bootstrap = bootstrap(reader, source, postgresql.as_ref());
     let watchdog = watchdog(reader);
-    let tags = tags(reader);
+    if is_client {
+        reader.faults.truncate(checked.0);
+        reader.warnings.truncate(checked.1);
+    }
     let citus = citus(reader);
     for key in ["thread_pool_size", "restapi.thread_pool_size"] {
         reader.integer(key, i64::MIN, i64::MAX);
@@ -371,7 +382,11 @@ pub(crate) fn config(reader: &mut Reader<'_>, source: &Source) -> Option<Config>
         _ => Guard::Auto,
     };
     let mut config = Config {
-        scope: scope?,
+        scope: if is_client {
+            scope.unwrap_or_default()
+        } else {
+            scope?
+        },
         name: MemberName::new(name?).ok()?,
         namespace: reader.text("namespace")?,
         guard,
@@ -386,7 +401,9 @@ pub(crate) fn config(reader: &mut Reader<'_>, source: &Source) -> Option<Config>
         dcs: store?,
         local: Raw(reader.layers.local.clone()),
     };
-    passwords(reader, &mut config);
+    if !is_client {
+        passwords(reader, &mut config);
+    }
     if config.citus.is_some() {
         config
             .bootstrap

@@ -477,3 +477,52 @@ fn log_settings() {
         )
     );
 }
+
+#[test]
+fn a_client_needs_less() {
+    let client = |text: &str, variables: &[(&str, &str)]| {
+        let mut all = vec![("PATRONI_CONFIGURATION", text)];
+        all.extend(variables);
+        Config::load_for(Purpose::Client, None, &FakeEnvironment::new(&all))
+    };
+    let config = client(
+        "etcd3: {host: h}\nlog: {level: LOUD}\nwatchdog: {safety_margin: x}\nctl: {insecure: on}\n",
+        &[],
+    )
+    .unwrap()
+    .config;
+    assert_eq!(
+        (
+            config.scope.as_str(),
+            config.dcs.name(),
+            config.ctl.insecure
+        ),
+        ("", "etcd3", true)
+    );
+    let variables = [("PATRONI_SCOPE", "s"), ("PATRONI_ETCD3_HOST", "h")];
+    let alone = Config::load_for(Purpose::Client, None, &FakeEnvironment::new(&variables))
+        .unwrap()
+        .config;
+    assert!(!alone.postgresql.generate_passwords);
+    let faults = client("etcd3: {}\nctl: {insecure: perhaps}\n", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        faults.contains("ctl.insecure") && faults.contains("etcd3"),
+        "{faults}"
+    );
+    assert!(
+        client("scope: s", &[])
+            .unwrap_err()
+            .to_string()
+            .contains("Can not find suitable configuration")
+    );
+}
+
+#[test]
+fn generated_passwords_survive_a_reload() {
+    let mut loaded = load(&[("PATRONI_SCOPE", "demo")]).unwrap();
+    loaded.config.postgresql.authentication.superuser.password = Some(Secret::new("a"));
+    loaded.config.postgresql.authentication.replication.password = Some(Secret::new("b"));
+    assert_eq!(loaded.reload().unwrap().config, loaded.config);
+}

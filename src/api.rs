@@ -250,7 +250,20 @@ impl Bound {
     /// # Errors
     /// Only when the certificate vanished since [`bind`].
     pub async fn serve(self) -> anyhow::Result<()> {
-        listener::run(self.api, self.settings, self.listener).await
+        let mut changes = self.settings.clone();
+        let api = self.api.clone();
+        // Beside the accept loop, because an allowlist may hold names that take a while to resolve.
+        let applying = async move {
+            while changes.changed().await.is_ok() {
+                let settings = changes.borrow_and_update().clone();
+                api.apply(&settings).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = listener::run(self.api, self.settings, self.listener) => ended,
+            () = applying => Ok(()),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod ctl;
 pub mod dcs;
 pub mod ha;
 pub mod init;
+pub mod healthcheck;
 pub mod json_text;
 pub mod node;
 pub mod peers;

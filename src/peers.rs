@@ -2,7 +2,7 @@
 //!
 //! Every call has its own deadline from connect to the last byte. A call never retries and never decides anything.
 
-mod tls;
+pub(crate) mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(crate) use tls::{read_certificates, read_key, read_roots};
 
 /// Answers longer than this are cut off with an error; a status document is a few kilobytes.
 const ANSWER_LIMIT: usize = 4 << 20;
+/// Time for a connection, however patient the caller is with the answer.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a caller may configure (`ctl.*`, with `restapi.*` as fallback).
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -196,8 +198,10 @@ impl Client {
         body: Option<&str>,
         sent: &mut bool,
     ) -> Result<Answer, String> {
-        let stream = TcpStream::connect((target.host.as_str(), target.port))
+        let connecting = TcpStream::connect((target.host.as_str(), target.port));
+        let stream = tokio::time::timeout(CONNECT_DEADLINE, connecting)
             .await
+            .map_err(|_| format!("no connection within {} s", CONNECT_DEADLINE.as_secs()))?
             .map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
         let mut request = Request::builder()

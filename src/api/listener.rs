@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -34,10 +34,11 @@ const EXCHANGE_DEADLINE: Duration = Duration::from_secs(30);
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 
-/// Shared between a connection and its request: a long call must not be cut off.
+/// Shared between a connection, its request and the table: a long call must not be cut off.
 #[derive(Debug, Default)]
 pub(crate) struct Mark {
     busy: AtomicBool,
+    task: OnceLock<AbortHandle>,
 }
 
 impl Mark {
@@ -63,27 +64,31 @@ impl Drop for Busy {
 
 /// Open connections, oldest first.
 #[derive(Default)]
-struct Connections(Mutex<BTreeMap<u64, (Arc<Mark>, AbortHandle)>>);
+struct Connections(Mutex<BTreeMap<u64, Arc<Mark>>>);
 
 impl Connections {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, (Arc<Mark>, AbortHandle)>> {
+    /// No other code runs while the table is locked: dropping a task locks it again.
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Mark>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes room for one more; `false` = every connection is inside a long call.
     fn make_room(&self, cap: usize) -> bool {
-        let mut open = self.lock();
-        if open.len() < cap {
-            return true;
-        }
-        let oldest = open
-            .iter()
-            .find(|(_, (mark, _))| !mark.is_busy())
-            .map(|(id, _)| *id);
-        let Some((_, handle)) = oldest.and_then(|id| open.remove(&id)) else {
-            return false;
+        let oldest = {
+            let mut open = self.lock();
+            if open.len() < cap {
+                return true;
+            }
+            let id = open
+                .iter()
+                .find(|(_, mark)| !mark.is_busy())
+                .map(|(id, _)| *id);
+            id.and_then(|id| open.remove(&id))
         };
-        handle.abort();
+        let Some(mark) = oldest else { return false };
+        if let Some(task) = mark.task.get() {
+            task.abort();
+        }
         true
     }
 }
@@ -145,13 +150,12 @@ pub(crate) async fn run(
                     let registered = Registered { connections: connections.clone(), id: next_id };
                     let acceptor = tls.as_ref().map(|tls| tls.acceptor.clone());
                     let connection = connection(api.clone(), stream, peer, acceptor, mark.clone());
-                    // The table is locked across the spawn, so that the task cannot remove itself before it is in it.
-                    let mut open = connections.lock();
+                    connections.lock().insert(next_id, mark.clone());
                     let task = tokio::spawn(async move {
                         let _registered = registered;
                         connection.await;
                     });
-                    open.insert(next_id, (mark, task.abort_handle()));
+                    let _ = mark.task.set(task.abort_handle());
                 }
                 Err(error) => {
                     // Out of descriptors, or a client that went away; the former needs a moment.
@@ -176,7 +180,6 @@ pub(crate) async fn run(
                     Err(error) => tracing::error!("REST API keeps its certificate: {error}"),
                 }
                 in_force = new;
-                api.apply(&in_force).await;
             }
             _ = certificate_check.tick() => if let Some(current) = &mut tls
                 && Fingerprint::take(&current.settings) != current.fingerprint

@@ -75,7 +75,7 @@ pub(crate) fn read_roots(file: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-pub(super) fn client_config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {
+pub(crate) fn client_config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let fail = |error: Error| TlsError {
         file: "TLS settings".to_owned(),

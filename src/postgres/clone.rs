@@ -208,7 +208,7 @@ pub struct CloneRequest<'a> {
     pub source: Option<&'a Source>,
     /// Why the content of the data directory may be replaced; `None`: it must be empty or unfinished work of ours.
     pub replace: Option<Removal>,
-    /// `true`: a directory to be replaced is renamed to `.diverged` if there is room.
+    /// `true`: a diverged directory (replaced because the configuration says so) is renamed to `.diverged` if there is room.
     pub keep_replaced: bool,
     /// Where the progress goes.
     pub progress: &'a Progress,
@@ -226,6 +226,15 @@ pub async fn clone(
 ) -> Result<String, CloneError> {
     let settings = request.settings;
     let mut cancelled = std::pin::pin!(cancelled);
+    if request.methods.is_empty() {
+        // Nothing will be made, so nothing is given up.
+        return Err(CloneError::AllFailed {
+            data_dir: settings.data_dir.clone(),
+            failures: vec![
+                "no method is configured that works without a running source".to_owned(),
+            ],
+        });
+    }
     let removal = may_replace(request)?;
     if let Some(passwords) = request
         .source
@@ -256,6 +265,7 @@ pub async fn clone(
         match result {
             Ok(()) => {
                 directory::mark_complete(&settings.data_dir)?;
+                directory::close_to_others(&settings.data_dir)?;
                 return Ok(name.to_owned());
             }
             Err(Failure::Cancelled) => {
@@ -272,9 +282,6 @@ pub async fn clone(
     }
     // Also after keep_data, as Patroni: a directory that a method worked on and failed is nothing to start from. S4: the caller gave it up.
     directory::remove(&settings.data_dir, removal)?;
-    if failures.is_empty() {
-        failures.push("no method is configured that works without a running source".to_owned());
-    }
     Err(CloneError::AllFailed {
         data_dir: settings.data_dir.clone(),
         failures,
@@ -295,7 +302,8 @@ fn may_replace(request: &CloneRequest<'_>) -> Result<Removal, CloneError> {
 fn clear(request: &CloneRequest<'_>, removal: Removal) -> Result<(), CloneError> {
     let data_dir = &request.settings.data_dir;
     let is_cluster = matches!(directory::contents(data_dir)?, Contents::Cluster(_));
-    if request.keep_replaced && is_cluster && removal != Removal::OwnUnfinished {
+    // A reinitialisation is an operator's explicit wish: the old content is no evidence of anything.
+    if request.keep_replaced && is_cluster && removal == Removal::Configured {
         match directory::set_aside_diverged(data_dir) {
             directory::SetAside::Kept(path) => {
                 tracing::warn!(path = %path.display(), "the replaced data directory is kept until the next one");
@@ -679,6 +687,20 @@ mod tests {
         .await;
         assert_eq!(done.unwrap(), "m");
         assert!(!precious.exists());
+        let mode = fs::metadata(&scene.settings.data_dir)
+            .unwrap()
+            .permissions();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+            0o700
+        );
+        fs::write(&precious, "").unwrap();
+        let nothing = clone(&scene.request(&[], Some(Removal::Reinitialise)), never()).await;
+        assert!(
+            matches!(nothing, Err(CloneError::AllFailed { .. })),
+            "{nothing:?}"
+        );
+        assert!(precious.exists(), "no method, no loss");
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::write::{FileError, sync_directory};
@@ -285,6 +285,21 @@ pub fn check_access(data_dir: &Path, user: u32) -> Result<(), DirectoryError> {
     Ok(())
 }
 
+/// Takes permissions away that PostgreSQL would refuse: a mount point keeps those it had when a tool fills it. What the group may read
+/// by PostgreSQL's rules (0750) stays.
+///
+/// # Errors
+/// They could not be changed.
+pub fn close_to_others(data_dir: &Path) -> Result<(), FileError> {
+    let metadata = fs::metadata(data_dir).map_err(FileError::wrap("read", data_dir))?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o027 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))
+        .map_err(FileError::wrap("change the permissions of", data_dir))
+}
+
 /// Checks that the directory fits the programs. An empty one always does.
 ///
 /// # Errors
@@ -550,7 +565,7 @@ fn remove_tree(directory: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     fn cluster(root: &Path) -> PathBuf {
         let data = root.join("data");

@@ -119,6 +119,34 @@ pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
     desired
 }
 
+/// Adds the permanent physical slots this node should have (§11.3): on all nodes from 11 on, below on the leader only; never on a
+/// `nofailover` node, never the node's own. `names`: those of the configuration that count here (in a standby cluster without the ones for
+/// the primary cluster). Those that were added must not be listed as `permanent` in the plan.
+pub fn add_permanent_physical(
+    desired: &mut DesiredSlots,
+    inputs: &SlotInputs<'_>,
+    names: &[String],
+) {
+    let everywhere = inputs.version.at_least(11);
+    if !inputs.use_slots
+        || inputs.nofailover
+        || inputs.version.0 < 90_400
+        || !(everywhere || inputs.is_leader)
+    {
+        return;
+    }
+    let own_slot = inputs.me.slot_name();
+    for name in names.iter().filter(|name| **name != own_slot) {
+        let cascades = inputs
+            .members
+            .iter()
+            .any(|member| member.name.slot_name() == *name && member.replicatefrom.is_some());
+        let entry = desired.slots.entry(name.clone()).or_default();
+        entry.expected_active |= inputs.is_leader && !cascades;
+        entry.advance_to = entry.advance_to.max(inputs.published.get(name).copied());
+    }
+}
+
 fn streams_from_me(member: &SlotMember, inputs: &SlotInputs<'_>) -> bool {
     let exists = |name: &MemberName| inputs.members.iter().any(|m| m.name == *name);
     match &member.replicatefrom {
@@ -537,6 +565,29 @@ mod tests {
             ..case.inputs()
         };
         assert_eq!(shown(&desired(&old_version)), "c!@70");
+    }
+
+    #[test]
+    fn permanent_slots_are_on_every_node_that_may_lead() {
+        let names = ["perm".to_owned(), "b".to_owned(), "c".to_owned()];
+        let with = |case: &Case, change: fn(&mut SlotInputs<'_>)| {
+            let mut inputs = SlotInputs {
+                retain: false,
+                ..case.inputs()
+            };
+            change(&mut inputs);
+            let mut slots = DesiredSlots::default();
+            add_permanent_physical(&mut slots, &inputs, &names);
+            shown(&slots)
+        };
+        assert_eq!(with(&Case::new("a"), |_| {}), "b!@60 c@50 perm!");
+        assert_eq!(with(&Case::new("b"), |_| {}), "c@50 perm");
+        assert_eq!(with(&Case::new("b"), |i| i.nofailover = true), "");
+        assert_eq!(
+            with(&Case::new("b"), |i| i.version = PgVersion(100_000)),
+            ""
+        );
+        assert_eq!(with(&Case::new("a"), |i| i.use_slots = false), "");
     }
 
     #[test]

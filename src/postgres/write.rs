@@ -363,6 +363,24 @@ pub fn restore(
     Ok(())
 }
 
+/// Removes the file that would promote a standby as soon as it runs: a copied data directory may contain one (§9.1 of
+/// postgres-management.md). `recovery_conf`: `postgresql.recovery_conf`, or the bootstrap section's.
+///
+/// # Errors
+/// It is there and could not be removed.
+pub fn remove_trigger_file(
+    settings: &Settings,
+    recovery_conf: &Parameters,
+) -> Result<bool, FileError> {
+    let configured = recovery_conf
+        .get("promote_trigger_file")
+        .or(recovery_conf.get("trigger_file"));
+    let name = configured
+        .filter(|name| !name.is_empty())
+        .unwrap_or("promote");
+    remove_if_exists(&settings.data_dir.join(name))
+}
+
 /// 0640 if the data directory is readable by its group, else 0600.
 #[must_use]
 pub fn file_mode(data_dir: &Path) -> u32 {
@@ -669,6 +687,24 @@ pub(super) mod tests {
         );
         wanted.parameters.set("hba_file", "pg_hba.conf");
         assert!(write(&settings, &wanted).unwrap().hba);
+    }
+
+    #[test]
+    fn a_trigger_file_does_not_survive_a_copy() {
+        let root = tempfile::tempdir().unwrap();
+        let settings = settings_in(root.path());
+        fs::write(settings.data_dir.join("promote"), "").unwrap();
+        fs::write(root.path().join("trigger"), "").unwrap();
+        let none = Parameters::new();
+        assert!(remove_trigger_file(&settings, &none).unwrap());
+        assert!(!remove_trigger_file(&settings, &none).unwrap());
+        let configured: Parameters = [(
+            "trigger_file",
+            root.path().join("trigger").display().to_string(),
+        )]
+        .into_iter()
+        .collect();
+        assert!(remove_trigger_file(&settings, &configured).unwrap());
     }
 
     #[test]

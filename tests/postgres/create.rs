@@ -12,10 +12,12 @@ use howdah::postgres::control;
 use howdah::postgres::directory::{self, Contents, Removal};
 use howdah::postgres::inquire;
 use howdah::postgres::params::{
-    FollowInputs, Parameters, ServerInputs, SynchronousNames, follow_settings, server_settings,
+    self, FollowInputs, Parameters, ServerInputs, SynchronousNames, follow_settings,
+    server_settings,
 };
 use howdah::postgres::process::{self, Postmaster};
 use howdah::postgres::ready::{self, Readiness};
+use howdah::postgres::render;
 use howdah::postgres::rewind::{self, RewindRequest, Verdict};
 use howdah::postgres::slots::{self, DesiredSlot, PlanInputs, SlotAction};
 use howdah::postgres::stop::{self, Mode};
@@ -125,6 +127,58 @@ fn configure(node: &Cluster, follow: Option<&Cluster>) -> Vec<String> {
         .collect()
 }
 
+/// The same for the recovery of a custom bootstrap.
+fn configure_for_bootstrap(node: &Cluster, recovery_conf: &Parameters) -> Vec<String> {
+    let settings = &node.settings;
+    let version = major(node);
+    let sockets = settings.unix_socket_directories.as_ref().unwrap()[0].clone();
+    let configured: Parameters = [
+        ("unix_socket_directories", sockets.as_str()),
+        ("fsync", "off"),
+    ]
+    .into_iter()
+    .collect();
+    let server = server_settings(&ServerInputs {
+        configured: &configured,
+        listen_addresses: "127.0.0.1",
+        port: settings.port,
+        cluster_name: "demo",
+        version,
+        known_names: None,
+        synchronous_names: SynchronousNames::Configured,
+        control: None,
+        without_hot_standby: true,
+        force_feedback: false,
+        citus_local_host: None,
+    });
+    let local = "127.0.0.1".parse().unwrap();
+    let wanted = Wanted {
+        major: version,
+        parameters: server.parameters,
+        custom_conf: None,
+        hba: None,
+        ident: None,
+        recovery: Recovery::Set(params::bootstrap_recovery_settings(
+            recovery_conf,
+            version,
+            None,
+        )),
+        passwords: None,
+        keep_auto_conf: false,
+        bootstrap_hba: Some(render::bootstrap_hba(
+            "replicator",
+            Some("postgres"),
+            &[local],
+        )),
+    };
+    write::write(settings, &wanted).unwrap();
+    server
+        .command_line
+        .iter()
+        .map(|(name, value)| format!("--{name}={value}"))
+        .collect()
+}
+
 fn upstream(node: &Cluster) -> Upstream {
     Upstream::from_url(&format!(
         "postgres://127.0.0.1:{}/postgres",
@@ -196,7 +250,7 @@ fn source(of: &Cluster, settings: &Settings) -> Source {
     let password = settings.replication.password.as_deref().unwrap();
     Source {
         conninfo: Conninfo::new(&upstream, &settings.replication, "postgres", major(of)),
-        passwords: Some(howdah::postgres::render::pgpass(
+        passwords: Some(render::pgpass(
             &upstream.host,
             &upstream.port,
             user,
@@ -382,6 +436,100 @@ async fn the_post_bootstrap_command_connects_with_what_it_is_given() {
     halt(&node, &postmaster).await;
 }
 
+/// A custom method takes a backup, recovery ends at its target by itself, and the temporary trust does not outlive the bootstrap.
+#[tokio::test]
+async fn a_custom_bootstrap_recovers_to_its_target() {
+    drop_root();
+    let (first, first_postmaster) = primary().await;
+    let admin = client(&first).await;
+    admin
+        .batch_execute("CREATE TABLE kept (i int)")
+        .await
+        .unwrap();
+    let node = empty_node();
+    let settings = &node.settings;
+    let from = source(&first, settings);
+    write::write_passwords(&settings.pgpass, &from.passwords.unwrap()).unwrap();
+    let command = format!(
+        "/bin/sh -c 'PGPASSFILE={} exec {} -D \"${{1#--datadir=}}\" -c fast -d \"{}\" --no-sync'",
+        settings.pgpass.display(),
+        settings.program("pg_basebackup").display(),
+        from.conninfo
+    );
+    let section = json!({"command": command, "recovery_conf": {}});
+    bootstrap::custom(
+        settings,
+        section.as_object().unwrap(),
+        "demo",
+        std::future::pending(),
+    )
+    .await
+    .unwrap();
+    let contents = directory::contents(&settings.data_dir).unwrap();
+    assert_eq!(
+        contents,
+        Contents::Incomplete(directory::Filling::Bootstrap)
+    );
+
+    let version = major(&node);
+    let recovery_conf: Parameters = [
+        ("recovery_target", "immediate"),
+        ("recovery_target_action", "promote"),
+        ("restore_command", "false"),
+    ]
+    .into_iter()
+    .collect();
+    assert!(params::bootstrap_without_hot_standby(
+        false,
+        Some(&recovery_conf),
+        version
+    ));
+    write::restore(settings, &Parameters::new(), false).unwrap();
+    write::remove_trigger_file(settings, &recovery_conf).unwrap();
+    let arguments = configure_for_bootstrap(&node, &recovery_conf);
+    assert!(
+        arguments.contains(&"--hot_standby=off".to_owned()),
+        "{arguments:?}"
+    );
+    let postmaster = process::start(settings, &arguments).unwrap();
+    // Nobody can connect before the end of recovery; then everyone local can.
+    eventually("recovery ended with the backup's content", async || {
+        let conninfo = format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres",
+            settings.port
+        );
+        let mut psql = settings.tool("psql");
+        psql.args(["-XAtqw", "-d", &conninfo, "-c"]);
+        psql.arg("SELECT pg_is_in_recovery() || (SELECT count(*) FROM kept)::text");
+        let output = psql.output().await.unwrap();
+        String::from_utf8_lossy(&output.stdout).trim() == "false0"
+    })
+    .await;
+    assert!(!settings.data_dir.join("recovery.signal").exists());
+
+    bootstrap::create_users(&client(&node).await, settings, version)
+        .await
+        .unwrap();
+    configure(&node, None);
+    directory::mark_complete(&settings.data_dir).unwrap();
+    assert!(process::reload(&postmaster).unwrap());
+    eventually("passwords are asked for again", async || {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host("127.0.0.1")
+            .port(settings.port)
+            .user("postgres")
+            .password("wrong")
+            .dbname("postgres");
+        config.connect(tokio_postgres::NoTls).await.is_err()
+    })
+    .await;
+    let text = fs::read_to_string(settings.config_file()).unwrap();
+    assert!(!text.contains("recovery_target"), "{text}");
+    halt(&node, &postmaster).await;
+    halt(&first, &first_postmaster).await;
+}
+
 #[tokio::test]
 async fn a_clone_streams_from_its_primary_through_its_slot() {
     drop_root();
@@ -554,7 +702,7 @@ async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands()
 
     let rewinder = first.settings.rewind.clone().unwrap();
     let from = upstream(&second);
-    let passwords = howdah::postgres::render::pgpass(&from.host, &from.port, "rewinder", "rewind");
+    let passwords = render::pgpass(&from.host, &from.port, "rewinder", "rewind");
     let conninfo = Conninfo::new(&from, &rewinder, "postgres", major(&first));
     let request = RewindRequest {
         settings: &first.settings,

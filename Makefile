@@ -38,8 +38,8 @@ sim: ## The simulator alone; SEEDS=N for more histories
 chaos: binary ## Random faults under a recording client, long form
 	@$(COMPILE) docker/image.sh howdah && cargo test --test e2e -- chaos
 
-bench: ## Measures fail-over, size and speed; IMAGE=NAME for another image
-	@$(COMPILE) cargo bench --bench cluster
+bench: images ## Measures fail-over, size and speed; IMAGE=NAME for another image
+	@$(COMPILE) HOWDAH_IMAGE=$(IMAGE) cargo bench --bench cluster
 
 fmt: ## Formats the code
 	@cargo fmt

@@ -6,8 +6,11 @@
 //! Sessions: everything ephemeral of one node hangs on one session where the store has sessions. The session is renewed
 //! only by [`Dcs::renew`] and [`Dcs::put_member`], never by a background task: a hung loop must lose its lock (spec/dcs.md §4.4).
 
+#[cfg(feature = "etcd3")]
+pub mod etcd3;
 pub mod keys;
 pub mod memory;
+pub mod news;
 #[cfg(feature = "raft")]
 pub mod raft;
 

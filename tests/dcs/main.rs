@@ -4,8 +4,19 @@
 //! all cases of all stores run at the same time, and a table store × case ends the run. A store whose server cannot be started
 //! is reported as "not run", which is a failure.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, and the line says where"
+)]
+
+#[cfg(feature = "etcd3")]
+mod etcd3;
+#[cfg(feature = "etcd3")]
+mod etcd_server;
 mod harness;
 mod memory;
+#[cfg(feature = "etcd3")]
+mod proxy;
 #[cfg(feature = "raft")]
 mod raft;
 mod suite;
@@ -21,6 +32,10 @@ use harness::{Backend, Case};
 async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
     vec![
         ("memory", Ok(Rc::new(memory::Memory))),
+        #[cfg(feature = "etcd3")]
+        ("etcd3", etcd3::plain().await),
+        #[cfg(feature = "etcd3")]
+        ("etcd3-tls", etcd3::secured().await),
         #[cfg(feature = "raft")]
         ("raft", Ok(raft::Raft::of(3))),
         #[cfg(feature = "raft")]

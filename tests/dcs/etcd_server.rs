@@ -1,0 +1,273 @@
+//! Real etcd processes on free loopback ports, with and without TLS.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+/// Certificates of one authority: a server's and a client's.
+pub(crate) struct Certificates {
+    directory: TempDir,
+}
+
+impl Certificates {
+    pub(crate) fn make() -> anyhow::Result<Self> {
+        let directory = TempDir::new()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        std::fs::write(directory.path().join("ca.pem"), certificate.pem())?;
+        let issuer = Issuer::new(params, key);
+        for (name, usage) in [
+            ("server", ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", ExtendedKeyUsagePurpose::ClientAuth),
+        ] {
+            let mut params =
+                CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+            // etcd's gateway talks to itself with the server's certificate.
+            params.extended_key_usages = vec![usage, ExtendedKeyUsagePurpose::ClientAuth];
+            let key = KeyPair::generate()?;
+            let certificate = params.signed_by(&key, &issuer)?;
+            std::fs::write(
+                directory.path().join(format!("{name}.pem")),
+                certificate.pem(),
+            )?;
+            std::fs::write(
+                directory.path().join(format!("{name}.key")),
+                key.serialize_pem(),
+            )?;
+            let both = format!("{}{}", key.serialize_pem(), certificate.pem());
+            std::fs::write(directory.path().join(format!("{name}-both.pem")), both)?;
+        }
+        Ok(Certificates { directory })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// How a cluster of etcd is started.
+#[derive(Default)]
+pub(crate) struct Options {
+    pub(crate) nodes: usize,
+    pub(crate) certificates: Option<Certificates>,
+    pub(crate) flags: Vec<&'static str>,
+}
+
+/// A cluster of etcd processes. They end with it.
+pub(crate) struct Etcd {
+    nodes: Vec<Node>,
+    options: Options,
+    directory: TempDir,
+}
+
+struct Node {
+    /// For the handles: HTTP, or HTTPS where there are certificates.
+    port: u16,
+    /// For the test itself: always HTTP.
+    admin_port: u16,
+    peer_port: u16,
+    process: RefCell<Option<Child>>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.borrow_mut().take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// A port below those that the system hands out for outgoing connections: it must still be free after a restart.
+fn free_port() -> anyhow::Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 12_000)?;
+    for _ in 0..12_000 {
+        let offset = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if std::net::TcpListener::bind(("127.0.0.1", 20_000 + offset)).is_ok() {
+            return Ok(20_000 + offset);
+        }
+    }
+    bail!("no free port")
+}
+
+impl Etcd {
+    pub(crate) async fn start(options: Options) -> anyhow::Result<Self> {
+        let etcd = Self::prepare(options)?;
+        for index in 0..etcd.nodes.len() {
+            etcd.run(index)?;
+        }
+        etcd.ready().await?;
+        Ok(etcd)
+    }
+
+    /// Everything but the processes.
+    pub(crate) fn prepare(options: Options) -> anyhow::Result<Self> {
+        let nodes = (0..options.nodes.max(1))
+            .map(|_| {
+                Ok(Node {
+                    port: free_port()?,
+                    admin_port: free_port()?,
+                    peer_port: free_port()?,
+                    process: RefCell::new(None),
+                })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Etcd {
+            nodes,
+            options,
+            directory: TempDir::new()?,
+        })
+    }
+
+    pub(crate) fn run(&self, index: usize) -> anyhow::Result<()> {
+        let node = &self.nodes[index];
+        let scheme = if self.options.certificates.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let client = format!("{scheme}://127.0.0.1:{}", node.port);
+        let peer = format!("http://127.0.0.1:{}", node.peer_port);
+        let cluster: Vec<_> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(index, node)| format!("n{index}=http://127.0.0.1:{}", node.peer_port))
+            .collect();
+        let log = std::fs::File::create(self.directory.path().join(format!("n{index}.log")))?;
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &format!("n{index}")])
+            .arg("--data-dir")
+            .arg(self.data(index))
+            .args([
+                "--listen-client-urls",
+                &format!("{client},http://127.0.0.1:{}", node.admin_port),
+            ])
+            .args(["--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &cluster.join(",")])
+            .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+            .args(["--logger", "zap", "--log-level", "error"])
+            .args(&self.options.flags)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null());
+        if let Some(certificates) = &self.options.certificates {
+            command
+                .arg("--cert-file")
+                .arg(certificates.path("server.pem"))
+                .arg("--key-file")
+                .arg(certificates.path("server.key"))
+                .arg("--trusted-ca-file")
+                .arg(certificates.path("ca.pem"))
+                .arg("--client-cert-auth");
+        }
+        let process = command
+            .spawn()
+            .context("cannot start etcd; is the binary installed?")?;
+        *node.process.borrow_mut() = Some(process);
+        Ok(())
+    }
+
+    /// Ends a node as a power failure would.
+    pub(crate) fn kill(&self, index: usize) {
+        if let Some(mut process) = self.nodes[index].process.borrow_mut().take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Removes a stopped node's data.
+    pub(crate) fn wipe(&self, index: usize) {
+        std::fs::remove_dir_all(self.data(index)).unwrap();
+    }
+
+    fn data(&self, index: usize) -> PathBuf {
+        self.directory.path().join(format!("n{index}"))
+    }
+
+    /// Waits until every running node serves a linearizable read.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        for (index, node) in self.nodes.iter().enumerate() {
+            if node.process.borrow().is_none() {
+                continue;
+            }
+            let mut tries = 0;
+            while !self.serves(index).await {
+                tries += 1;
+                let log = self.directory.path().join(format!("n{index}.log"));
+                ensure!(
+                    tries < 300,
+                    "etcd does not become ready: {}",
+                    std::fs::read_to_string(log).unwrap_or_default()
+                );
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn serves(&self, index: usize) -> bool {
+        let Ok(mut client) = self.admin_of(index).await else {
+            return false;
+        };
+        let read = tokio::time::timeout(Duration::from_secs(1), client.get("x", None)).await;
+        match read {
+            Ok(Ok(_)) => true,
+            // With authentication on, being asked for a name is an answer too.
+            Ok(Err(etcd_client::Error::GRpcStatus(status))) => {
+                status.message().contains("user name is empty")
+            }
+            _ => false,
+        }
+    }
+
+    /// `host:port` of a node for its clients.
+    pub(crate) fn address(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[index].port)
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        (0..self.nodes.len())
+            .map(|index| self.address(index))
+            .collect()
+    }
+
+    /// A client without our code in between.
+    pub(crate) async fn admin_of(&self, index: usize) -> anyhow::Result<etcd_client::Client> {
+        let url = format!("http://127.0.0.1:{}", self.nodes[index].admin_port);
+        Ok(etcd_client::Client::connect([url], None).await?)
+    }
+
+    pub(crate) async fn admin_as(
+        &self,
+        user: &str,
+        password: &str,
+    ) -> anyhow::Result<etcd_client::Client> {
+        let url = format!("http://127.0.0.1:{}", self.nodes[0].admin_port);
+        let options = etcd_client::ConnectOptions::new()
+            .with_user(user, password)
+            .with_auto_token_refresh(true);
+        Ok(etcd_client::Client::connect([url], Some(options)).await?)
+    }
+
+    pub(crate) fn certificate(&self, name: &str) -> Option<PathBuf> {
+        Some(self.options.certificates.as_ref()?.path(name))
+    }
+
+    #[allow(dead_code, reason = "for looking at a failing case")]
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}

@@ -11,8 +11,11 @@ pub mod etcd3;
 pub mod keys;
 pub mod memory;
 pub mod news;
+mod open;
 #[cfg(feature = "raft")]
 pub mod raft;
+
+pub use open::{open, open_client};
 
 use std::sync::Arc;
 use std::time::Duration;

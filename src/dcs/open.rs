@@ -1,0 +1,72 @@
+//! The registry: which store a configuration names, and how it is opened. Adding a store touches its own file and this one.
+
+use anyhow::bail;
+
+use super::{Identity, Store};
+use crate::config::{Config, DcsSection};
+
+/// Opens the configured store for a member. Does not wait until it answers.
+///
+/// # Errors
+/// Settings that can never work, or a store this binary was built without.
+pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> {
+    match &config.dcs {
+        #[cfg(feature = "etcd3")]
+        DcsSection::Etcd3(section) => {
+            Ok(super::etcd3::connect(&identity, &etcd3_settings(section))?)
+        }
+        #[cfg(feature = "raft")]
+        DcsSection::Raft(section) => {
+            let settings = super::raft::Settings::from_section(section, &config.base_path());
+            super::raft::open(settings, &identity).await
+        }
+        other => bail!(
+            "the store {:?} is not supported by this build; use etcd3 or raft",
+            other.name()
+        ),
+    }
+}
+
+/// Opens the configured store for the command line, which is no member: no session, no node of its own.
+///
+/// # Errors
+/// See [`open`].
+pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store> {
+    match &config.dcs {
+        #[cfg(feature = "etcd3")]
+        DcsSection::Etcd3(section) => {
+            Ok(super::etcd3::connect(identity, &etcd3_settings(section))?)
+        }
+        #[cfg(feature = "raft")]
+        DcsSection::Raft(section) => {
+            let mut addresses = section.partner_addrs.clone();
+            addresses.insert(0, section.self_addr.clone());
+            Ok(super::raft::client(
+                addresses,
+                section.password.clone(),
+                identity,
+            ))
+        }
+        other => bail!(
+            "the store {:?} is not supported by this build; use etcd3 or raft",
+            other.name()
+        ),
+    }
+}
+
+#[cfg(feature = "etcd3")]
+fn etcd3_settings(section: &crate::config::Etcd) -> super::etcd3::Settings {
+    super::etcd3::Settings {
+        hosts: section.endpoints.clone(),
+        protocol: if section.https { "https" } else { "http" }.to_owned(),
+        username: section.username.clone(),
+        password: section
+            .password
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        cacert: section.tls.cacert.clone(),
+        cert: section.tls.cert.clone(),
+        key: section.tls.key.clone(),
+        use_proxies: section.use_proxies,
+    }
+}

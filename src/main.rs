@@ -1,3 +1,341 @@
-//! Picks the program by subcommand or by the name it was called with.
+//! Picks the program by subcommand or by the name it was called with, and turns results into exit statuses.
+//!
+//! `howdah [CONFIG]`, `patroni [CONFIG]`: the daemon. As PID 1 it is init first, and the agent is its child.
+//! `howdah ctl …`, `patronictl …`: the command line. `howdah raft-controller`, `patroni_raft_controller`: a witness.
 
-fn main() {}
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use howdah::config::{
+    self, Config, EXIT_BAD_CONFIGURATION, Environment as _, Guard as GuardMode, Loaded, LogFormat,
+    LogLevel, ProcessEnvironment,
+};
+use howdah::{agent, ctl, healthcheck, init, telemetry};
+
+/// What to run.
+#[derive(Debug, PartialEq, Eq)]
+enum Program {
+    Daemon(Vec<OsString>),
+    Ctl(Vec<OsString>),
+    RaftController(Vec<OsString>),
+    Healthcheck(Vec<OsString>),
+}
+
+/// By the name of the link it was called through, else by the first argument.
+fn program(mut arguments: impl Iterator<Item = OsString>) -> Program {
+    let called = arguments.next().unwrap_or_default();
+    let name = Path::new(&called)
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let rest: Vec<OsString> = arguments.collect();
+    match name.as_str() {
+        "patronictl" => return Program::Ctl(rest),
+        "patroni_raft_controller" => return Program::RaftController(rest),
+        _ => {}
+    }
+    let after = || rest[1..].to_vec();
+    match rest.first().and_then(|first| first.to_str()) {
+        Some("ctl") => Program::Ctl(after()),
+        Some("raft-controller") => Program::RaftController(after()),
+        Some("healthcheck") => Program::Healthcheck(after()),
+        Some("run") => Program::Daemon(after()),
+        _ => Program::Daemon(rest),
+    }
+}
+
+fn main() -> ExitCode {
+    match program(std::env::args_os()) {
+        Program::Daemon(arguments) => daemon(&arguments),
+        Program::Ctl(arguments) => command_line(arguments),
+        Program::RaftController(arguments) => witness(&arguments),
+        Program::Healthcheck(arguments) => health_check(&arguments),
+    }
+}
+
+/// The daemon's arguments (spec/configuration.md §8).
+#[derive(Debug, Default)]
+struct Arguments {
+    config: Option<PathBuf>,
+    validate: bool,
+    print: bool,
+    ignore_listen_port: bool,
+}
+
+const USAGE: &str = "usage: howdah [run] [--validate-config [--ignore-listen-port] [--print]] [--print-variables] [CONFIG_FILE_OR_DIRECTORY]
+       howdah ctl COMMAND …        (also as patronictl)
+       howdah raft-controller      (also as patroni_raft_controller)
+       howdah healthcheck
+Without a file everything comes from PATRONI_* environment variables.";
+
+fn say(text: &str) {
+    // Nobody is left to tell when standard output is gone.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn daemon(given: &[OsString]) -> ExitCode {
+    let mut arguments = Arguments::default();
+    for argument in given {
+        match argument.to_str() {
+            Some("--version") => {
+                say(&format!(
+                    "howdah {} (speaks Patroni {})",
+                    env!("CARGO_PKG_VERSION"),
+                    howdah::cluster::CONTRACT_VERSION
+                ));
+                return ExitCode::SUCCESS;
+            }
+            Some("-h" | "--help") => {
+                say(USAGE);
+                return ExitCode::SUCCESS;
+            }
+            Some("--print-variables") => {
+                say(config::variables::reference().trim_end());
+                return ExitCode::SUCCESS;
+            }
+            Some("--validate-config") => arguments.validate = true,
+            Some("-p" | "--print") => arguments.print = true,
+            Some("-i" | "--ignore-listen-port") => arguments.ignore_listen_port = true,
+            Some(option) if option.starts_with('-') => {
+                complain(&format!("unknown option {option}\n{USAGE}"));
+                return ExitCode::from(EXIT_BAD_CONFIGURATION);
+            }
+            _ => arguments.config = Some(PathBuf::from(argument)),
+        }
+    }
+    // As PID 1 nothing is read or touched before init stands.
+    let guarded = init::is_guarded();
+    if !guarded && std::process::id() == 1 {
+        return supervise(given, true);
+    }
+    let loaded = match Config::load(arguments.config.as_deref(), &ProcessEnvironment) {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            complain(&format!("the configuration cannot be used:\n{faults}"));
+            return ExitCode::from(EXIT_BAD_CONFIGURATION);
+        }
+    };
+    if arguments.validate {
+        for warning in &loaded.warnings {
+            complain(&format!("warning: {warning}"));
+        }
+        if arguments.print {
+            say(&format!("{:#?}", loaded.config));
+        }
+        return ExitCode::SUCCESS;
+    }
+    if !guarded && loaded.config.guard == GuardMode::On {
+        return supervise(given, false);
+    }
+    run_agent(loaded)
+}
+
+/// Puts init before the agent.
+fn supervise(given: &[OsString], as_pid_1: bool) -> ExitCode {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            complain(&format!("cannot find the running program: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    init::run(init::Options {
+        program,
+        arg0: OsString::from("howdah"),
+        args: given.to_vec(),
+        data_dir: None,
+        container: if as_pid_1 { container() } else { None },
+        limits: init::Limits::default(),
+    })
+}
+
+/// The image's layout: it names the data directory by environment.
+fn container() -> Option<init::Container> {
+    let data_dir = ProcessEnvironment
+        .variables()
+        .remove("PATRONI_POSTGRESQL_DATA_DIR")?;
+    Some(init::Container {
+        data_dir: PathBuf::from(data_dir),
+        user: "postgres".to_owned(),
+        socket_dir: PathBuf::from("/run/postgresql"),
+    })
+}
+
+fn run_agent(loaded: Loaded) -> ExitCode {
+    let guard = match init::Guard::from_env() {
+        Ok(guard) => guard,
+        Err(error) => {
+            complain(&format!("{error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    if let Err(error) = telemetry::install(&log_settings(&loaded.config)) {
+        complain(&format!("{error:#}"));
+        return ExitCode::from(EXIT_BAD_CONFIGURATION);
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        name = %loaded.config.name,
+        scope = loaded.config.scope,
+        store = loaded.config.dcs.name(),
+        "howdah starts"
+    );
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let end = runtime.block_on(tokio::task::LocalSet::new().run_until(agent::start(loaded, guard)));
+    // Abandoned blocking work (an fsync, a name look-up) must not hold up the exit.
+    runtime.shutdown_background();
+    match end {
+        Ok(agent::End::Clean) => ExitCode::SUCCESS,
+        Ok(agent::End::Failure) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!("cannot start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `howdah ctl …`.
+fn command_line(arguments: Vec<OsString>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let opener = |config: Config,
+                  identity: howdah::dcs::Identity|
+     -> futures_util::future::BoxFuture<
+        'static,
+        anyhow::Result<howdah::dcs::Store>,
+    > { Box::pin(async move { howdah::dcs::open_client(&config, &identity) }) };
+    let status = runtime.block_on(ctl::run(
+        arguments,
+        &ProcessEnvironment,
+        &opener,
+        &mut ctl::Screen::process(),
+    ));
+    runtime.shutdown_background();
+    ExitCode::from(status)
+}
+
+/// `howdah healthcheck [ENDPOINT]`: asks the local REST API, by default whether this node is alive and well.
+fn health_check(arguments: &[OsString]) -> ExitCode {
+    let endpoint = arguments
+        .first()
+        .and_then(|endpoint| endpoint.to_str())
+        .unwrap_or("liveness");
+    let loaded = match Config::load(None, &ProcessEnvironment) {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            complain(&faults.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    match healthcheck::run(
+        &howdah::api::Settings::from_config(&loaded.config),
+        endpoint,
+    ) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn witness(given: &[OsString]) -> ExitCode {
+    let path = given.first().map(PathBuf::from);
+    match howdah::witness::main(path.as_deref(), &ProcessEnvironment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            if error.is::<config::Faults>() {
+                ExitCode::from(EXIT_BAD_CONFIGURATION)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn log_settings(config: &Config) -> telemetry::Settings {
+    let word = |level: LogLevel| {
+        match level {
+            LogLevel::Debug => "DEBUG",
+            LogLevel::Info => "INFO",
+            LogLevel::Warning => "WARNING",
+            LogLevel::Error => "ERROR",
+            LogLevel::Critical => "CRITICAL",
+        }
+        .to_owned()
+    };
+    let log = &config.log;
+    telemetry::Settings {
+        json: matches!(log.format, LogFormat::Json(_)),
+        level: word(log.level),
+        loggers: log
+            .loggers
+            .iter()
+            .map(|(module, level)| (module.clone(), word(*level)))
+            .collect(),
+        static_fields: log.static_fields.clone(),
+        dir: log.dir.clone(),
+        file_num: log.file_num,
+        file_size: log.file_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(words: &[&str]) -> Program {
+        program(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn the_program_is_picked_by_link_name_or_subcommand() {
+        let list = vec![OsString::from("list")];
+        assert_eq!(
+            called(&["/usr/bin/patronictl", "list"]),
+            Program::Ctl(list.clone())
+        );
+        assert_eq!(called(&["howdah", "ctl", "list"]), Program::Ctl(list));
+        assert_eq!(
+            called(&["patroni", "/etc/patroni.yml"]),
+            Program::Daemon(vec![OsString::from("/etc/patroni.yml")])
+        );
+        assert_eq!(called(&["howdah"]), Program::Daemon(Vec::new()));
+        assert_eq!(
+            called(&["patroni_raft_controller"]),
+            Program::RaftController(Vec::new())
+        );
+        assert_eq!(
+            called(&["howdah", "healthcheck"]),
+            Program::Healthcheck(Vec::new())
+        );
+    }
+}

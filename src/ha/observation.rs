@@ -127,6 +127,7 @@ pub enum Synchronous {
 
 /// What the store said in this turn.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one value per turn; a box would only cost")]
 pub enum StoreView {
     /// A snapshot of this turn (at least as new as this node's own last write).
     Fresh(Cluster),

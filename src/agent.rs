@@ -1,0 +1,168 @@
+//! The agent: wires the store, the local PostgreSQL, the peers and the API together and runs the loop.
+//!
+//! Reading order: `run` (one turn), `observe` (the picture), `act` (the only place that changes the world), `work` (the long jobs),
+//! `publish` (what others see). Nothing here decides who leads: that is `ha`.
+
+mod act;
+mod commands;
+mod instance;
+mod job;
+mod lease;
+mod observe;
+mod peers;
+mod plan;
+mod publish;
+mod run;
+mod settings;
+mod slots;
+mod start;
+mod work;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+use crate::cluster::{Cluster, Tags};
+use crate::config;
+use crate::dcs::Store;
+use crate::ha;
+use crate::init::Guard;
+use crate::node::{CommandReceiver, Counters, RestartOutcome, ScheduledRestart, ViewSender};
+use crate::types::{MemberName, Moment, Role, WallTime};
+
+pub use lease::Authority;
+pub use start::start;
+
+/// How the agent ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was told to stop, and PostgreSQL is stopped (or left alone in pause).
+    Clean,
+    /// It gave up; the log says why.
+    Failure,
+}
+
+/// One node's agent.
+pub struct Agent {
+    me: MemberName,
+    conn_url: String,
+    api_url: String,
+    proxy_url: Option<String>,
+    tags: Tags,
+
+    loaded: config::Loaded,
+    api_settings: watch::Sender<Arc<crate::api::Settings>>,
+    dynamic: config::dynamic::Dynamic,
+    config_revision: Option<crate::types::Revision>,
+    compared_initial_settings: bool,
+    settings: ha::observation::Settings,
+    heartbeat_every_turn: bool,
+
+    store: Store,
+    changes: watch::Receiver<u64>,
+    last_cluster: Option<Arc<Cluster>>,
+    store_heard: Option<Moment>,
+    store_heard_wall: WallTime,
+    store_error: Option<String>,
+
+    instance: instance::Instance,
+    role: Role,
+    job: job::JobSlot,
+    peers: peers::Peers,
+
+    held: Option<lease::Held>,
+    authority: Authority,
+    guard: Guard,
+    memory: ha::Memory,
+
+    view: ViewSender,
+    commands: CommandReceiver,
+    requests: VecDeque<commands::Pending>,
+    restarting: Option<oneshot::Sender<RestartOutcome>>,
+    scheduled_restart: Option<ScheduledRestart>,
+    reload_requested: bool,
+    stopping: bool,
+
+    next_turn: Moment,
+    wake_at: Option<Moment>,
+    last_line: Option<String>,
+    sample_error: Option<String>,
+    cached_document: Option<serde_json::Map<String, serde_json::Value>>,
+    retention: crate::postgres::slots::Retention,
+    counters: Counters,
+}
+
+impl Agent {
+    /// The watchdog device is not driven yet; init's guard is the watchdog. `required` therefore means: never lead.
+    fn watchdog_view(&self) -> ha::observation::WatchdogView {
+        let required = self.settings.watchdog_required;
+        ha::observation::WatchdogView {
+            armed: !required,
+            usable: !required,
+        }
+    }
+
+    fn arm_watchdog(&mut self) {}
+
+    fn feed_watchdog(&mut self) {}
+
+    /// name → api_url of all members, me included (spec/dcs.md §2.9).
+    fn failsafe_topology(
+        &self,
+        cluster: &Cluster,
+    ) -> std::collections::BTreeMap<MemberName, String> {
+        let mut topology: std::collections::BTreeMap<MemberName, String> = cluster
+            .members
+            .values()
+            .filter_map(|member| Some((member.name.clone(), member.api_url.clone()?)))
+            .collect();
+        topology.insert(self.me.clone(), self.api_url.clone());
+        topology
+    }
+}
+
+/// The signals an agent listens to (spec/ha.md §2.4); the others keep their default action.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+
+    /// Resolves when told to stop; a reload meanwhile has nothing to reload yet.
+    async fn stop(&mut self) {
+        while self.next().await != Told::Stop {}
+    }
+}
+
+/// How long PostgreSQL may take to stop before its lease ends: a fifth of the ttl, at least one second, at most five. Init acts
+/// in the second half of it.
+fn stop_margin(ttl: Duration) -> Duration {
+    (ttl / 5).clamp(Duration::from_secs(1), Duration::from_secs(5))
+}

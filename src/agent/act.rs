@@ -1,0 +1,353 @@
+//! Carries a decision out; the only place that changes the world. What it learns goes back into the observation.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::cluster::{FailoverRequest, wire};
+use crate::dcs::{self, Document, Expect, Freshness};
+use crate::ha::decision::{Asked, Job, Write};
+use crate::ha::observation::{Observation, Outcome, Peer};
+use crate::ha::{Step, Why};
+use crate::types::{Lsn, MemberName};
+
+use super::lease::Held;
+use super::run::outcome;
+use super::{Agent, End};
+
+/// What comes after a step.
+pub(super) enum Next {
+    /// Decide again.
+    Again,
+    /// Leave the loop.
+    End(End),
+}
+
+impl Agent {
+    /// Carries one step out.
+    pub(super) async fn act(&mut self, step: Step, why: &Why, obs: &mut Observation) -> Next {
+        match step {
+            Step::Rest => {}
+            Step::AskPeers { whom } => obs.peers = Some(self.ask_peers(&whom).await),
+            Step::Reload => obs.store = self.load(Freshness::Latest).await,
+            Step::Renew => self.renew(obs).await,
+            Step::Acquire => self.acquire(obs, Grant::Acquire).await,
+            Step::Adopt => self.acquire(obs, Grant::Adopt).await,
+            Step::Take => self.acquire(obs, Grant::Take).await,
+            Step::Release { publish } => self.release(publish, why, obs).await,
+            Step::HandOver { to, publish } => self.hand_over(&to, publish, obs).await,
+            Step::ForgetLease => self.forget_lease(why),
+            Step::Write(write) => self.write(write, obs).await,
+            Step::Start(job) => {
+                self.start_job(job, why, obs);
+                obs.job = self.job.view();
+            }
+            Step::CancelJob => {
+                tracing::warn!(job = ?self.job.running(), why = %why, "cancelling the job");
+                self.job.cancel();
+                obs.job = self.job.view();
+            }
+            Step::Follow(upstream) => {
+                self.follow(&upstream).await;
+                obs.postgres = self.observe_postgres().await;
+            }
+            Step::ResumeReplay => {
+                self.instance.resume_replay().await;
+                obs.postgres.replay_paused = false;
+            }
+            Step::ArmWatchdog => {
+                self.arm_watchdog();
+                obs.watchdog = self.watchdog_view();
+            }
+            Step::Answer { result } => {
+                self.answer(result);
+                if !obs.requests.is_empty() {
+                    obs.requests.remove(0);
+                }
+            }
+            Step::Exit { failure } => {
+                if failure {
+                    tracing::error!("giving up: {why}");
+                }
+                return Next::End(if failure { End::Failure } else { End::Clean });
+            }
+        }
+        Next::Again
+    }
+
+    /// Awaits a store call for no longer than the lease allows; past that its outcome is unknown.
+    async fn bounded<T, F>(&self, call: F) -> dcs::Write<T>
+    where
+        F: Future<Output = dcs::Write<T>> + Send,
+        T: Send,
+    {
+        let budget = self.budget(self.settings.retry_timeout);
+        tokio::time::timeout(budget, call)
+            .await
+            .unwrap_or_else(|_| {
+                dcs::Write::Unknown(dcs::DcsError {
+                    store: self.store.store().to_owned(),
+                    detail: format!("no answer within {} ms", budget.as_millis()),
+                })
+            })
+    }
+
+    fn note<T>(&mut self, what: &str, write: &dcs::Write<T>) {
+        match write {
+            dcs::Write::Done(_) => {}
+            dcs::Write::Refused(dcs::Refusal::Precondition) => {
+                tracing::debug!("{what}: refused, the store holds something else")
+            }
+            dcs::Write::Refused(dcs::Refusal::Rejected(text)) => {
+                tracing::error!("{what}: rejected by the store: {text}")
+            }
+            dcs::Write::Unknown(error) => {
+                self.counters.dcs_failures += 1;
+                tracing::warn!("{what}: outcome unknown: {error}");
+            }
+        }
+    }
+
+    async fn renew(&mut self, obs: &mut Observation) {
+        let Some(held) = &self.held else {
+            obs.tried.renew = Some(Outcome::Refused);
+            return;
+        };
+        let sent = clock::now();
+        let reply = self.bounded(self.store.renew(&held.lease)).await;
+        self.note("renew the leader key", &reply);
+        obs.tried.renew = Some(outcome(&reply));
+        if let dcs::Write::Done(()) = reply {
+            let ttl = self.settings.ttl;
+            if let Some(held) = &mut self.held {
+                held.sent = sent;
+                held.expires = sent + ttl;
+            }
+            self.confirm_lease();
+            self.publish_status(obs, None).await;
+        }
+    }
+
+    /// Tells everyone who depends on the lease how long it holds: the promotion job, init's guard, the API.
+    pub(super) fn confirm_lease(&mut self) {
+        let Some(held) = &self.held else { return };
+        let stop_by = held.expires_less(self.settings.stop_margin);
+        self.authority.grant(stop_by);
+        let kept = if self.settings.pause {
+            self.guard.release()
+        } else {
+            // Init acts in the second half of the margin: the agent itself has the first.
+            let reserve = (self.settings.stop_margin / 2).saturating_sub(crate::init::QUIT_LEAD);
+            self.guard
+                .promise(held.expires_less(reserve.max(Duration::from_millis(100))))
+        };
+        if let Err(error) = kept {
+            tracing::error!("{error}");
+        }
+        self.feed_watchdog();
+    }
+
+    /// This node is no primary any more: init need not guard it.
+    pub(super) fn disarm_guard(&mut self) {
+        if let Err(error) = self.guard.release() {
+            tracing::error!("{error}");
+        }
+    }
+
+    async fn acquire(&mut self, obs: &mut Observation, grant: Grant) {
+        let sent = clock::now();
+        let leader = obs.cluster().and_then(|cluster| cluster.leader.clone());
+        let reply = match (grant, leader) {
+            (Grant::Acquire, _) => self.bounded(self.store.acquire()).await,
+            (Grant::Take, _) => self.bounded(self.store.take()).await,
+            (Grant::Adopt, Some(leader)) => self.bounded(self.store.adopt(&leader)).await,
+            (Grant::Adopt, None) => dcs::Write::Refused(dcs::Refusal::Precondition),
+        };
+        self.note("take the leader key", &reply);
+        obs.tried.acquire = Some(outcome(&reply));
+        if let dcs::Write::Done(lease) = reply {
+            self.held = Some(Held::new(lease, sent, self.settings.ttl));
+            obs.tried.renew = Some(Outcome::Done);
+            self.confirm_lease();
+        }
+        // The decision to promote must use state at least as new as the acquisition (spec/ha.md §23.2).
+        obs.store = self.load(Freshness::Latest).await;
+        obs.lease = self.held.as_ref().map(Held::view);
+    }
+
+    /// Our record of the lease ends; nobody may act on it any more.
+    fn forget_lease(&mut self, why: &Why) {
+        if self.held.take().is_some() {
+            tracing::warn!("the leader key is not ours any more: {why}");
+        }
+        self.authority.revoke();
+    }
+
+    async fn release(&mut self, publish: Option<Lsn>, why: &Why, obs: &mut Observation) {
+        self.authority.revoke();
+        if let Some(lsn) = publish {
+            self.publish_status(obs, Some(lsn)).await;
+        }
+        let Some(held) = self.held.take() else { return };
+        let reply = self.bounded(self.store.release(held.lease)).await;
+        self.note("release the leader key", &reply);
+        tracing::info!("released the leader key: {why}");
+        self.disarm_guard();
+        obs.tried.release = Some(outcome(&reply));
+        obs.store = self.load(Freshness::Latest).await;
+        obs.lease = None;
+    }
+
+    async fn hand_over(&mut self, to: &MemberName, publish: Lsn, obs: &mut Observation) {
+        self.publish_status(obs, Some(publish)).await;
+        let candidate = obs
+            .cluster()
+            .and_then(|cluster| cluster.members.get(to).cloned());
+        let (Some(candidate), Some(held)) = (candidate, self.held.take()) else {
+            obs.tried.hand_over = Some(Outcome::Refused);
+            return;
+        };
+        self.authority.revoke();
+        let (sent, expires) = (held.sent, held.expires);
+        let budget = self.budget(self.settings.retry_timeout);
+        let call = self.store.hand_over(held.lease, &candidate);
+        let reply = match tokio::time::timeout(budget, call).await {
+            Ok((reply, lease)) => {
+                if let Some(lease) = lease {
+                    self.held = Some(Held {
+                        lease,
+                        sent,
+                        expires,
+                    });
+                }
+                reply
+            }
+            Err(_) => dcs::Write::Unknown(dcs::DcsError {
+                store: self.store.store().to_owned(),
+                detail: format!("no answer within {} ms", budget.as_millis()),
+            }),
+        };
+        self.note("hand the leader key over", &reply);
+        if let dcs::Write::Done(()) = reply {
+            tracing::info!(candidate = %to, "handed the leader key over");
+            self.disarm_guard();
+        }
+        obs.tried.hand_over = Some(outcome(&reply));
+        obs.store = self.load(Freshness::Latest).await;
+        obs.lease = self.held.as_ref().map(Held::view);
+    }
+
+    async fn write(&mut self, write: Write, obs: &mut Observation) {
+        let Some(cluster) = obs.cluster().cloned() else {
+            obs.tried.write = Some(Outcome::Unknown);
+            return;
+        };
+        let reply = match write {
+            Write::ClaimInitialize => self.put(Document::Initialize, "", Expect::Absent).await,
+            Write::Initialize(id) => {
+                self.put(Document::Initialize, id.as_str(), Expect::Anything)
+                    .await
+            }
+            Write::CancelInitialize => {
+                let reply = self
+                    .bounded(self.store.delete(Document::Initialize, Expect::Anything))
+                    .await;
+                self.note("delete the initialize key", &reply);
+                outcome(&reply)
+            }
+            Write::Config => {
+                let value = wire::config_text(&self.dynamic.document);
+                let expect = cluster.config_revision.map_or(Expect::Absent, Expect::At);
+                self.put(Document::Config, &value, expect).await
+            }
+            Write::ClearFailover => {
+                let expect = match (&cluster.failover, cluster.failover_revision) {
+                    (Some(request), _) => Expect::At(request.revision),
+                    (None, Some(revision)) => Expect::At(revision),
+                    (None, None) => Expect::Absent,
+                };
+                self.put(Document::Failover, &wire::failover_text(None), expect)
+                    .await
+            }
+            Write::FailoverWithoutLeader => match &cluster.failover {
+                Some(request) => {
+                    let without = FailoverRequest {
+                        leader: None,
+                        scheduled_at: None,
+                        ..request.clone()
+                    };
+                    let value = wire::failover_text(Some(&without));
+                    self.put(Document::Failover, &value, Expect::At(request.revision))
+                        .await
+                }
+                None => Outcome::Refused,
+            },
+            Write::History => match self
+                .instance
+                .history(&self.me, &cluster, self.settings.max_timelines_history)
+                .await
+            {
+                Some(history) => {
+                    self.put(
+                        Document::History,
+                        &wire::history_text(&history),
+                        Expect::Anything,
+                    )
+                    .await
+                }
+                None => Outcome::Unknown,
+            },
+            Write::DropSync => {
+                let expect = cluster.sync.revision.map_or(Expect::Anything, Expect::At);
+                let reply = self
+                    .bounded(self.store.delete(Document::Sync, expect))
+                    .await;
+                self.note("delete the sync key", &reply);
+                outcome(&reply)
+            }
+            Write::Failsafe => {
+                let value = wire::failsafe_text(&self.failsafe_topology(&cluster));
+                self.put(Document::Failsafe, &value, Expect::Anything).await
+            }
+        };
+        obs.tried.write = Some(reply);
+        obs.store = self.load(Freshness::Latest).await;
+    }
+
+    async fn put(&mut self, document: Document, value: &str, expect: Expect) -> Outcome {
+        let reply = self.bounded(self.store.put(document, value, expect)).await;
+        self.note(&format!("write the {} key", document.key()), &reply);
+        outcome(&reply)
+    }
+
+    /// Asks members for their status, each no longer than its own patience and none longer than the lease allows.
+    async fn ask_peers(&mut self, whom: &[Asked]) -> Vec<Peer> {
+        let longest = self.budget(Duration::from_secs(2));
+        self.peers.ask(whom, longest).await
+    }
+}
+
+/// The three ways to come by the lease.
+#[derive(Debug, Clone, Copy)]
+enum Grant {
+    Acquire,
+    Adopt,
+    Take,
+}
+
+/// What a job is called in logs and in answers to people ("restart already in progress").
+pub(super) fn job_name(job: &Job) -> &'static str {
+    match job {
+        Job::Bootstrap => "bootstrap",
+        Job::Clone { .. } => "bootstrap from leader",
+        Job::StartPrimary { .. } => "starting primary after failure",
+        Job::StartStandby { .. } => "restarting after failure",
+        Job::RestartToFollow { .. } => "changing primary_conninfo and restarting",
+        Job::Promote => "promote",
+        Job::Stop { .. } => "demote",
+        Job::Restart { .. } => "restart",
+        Job::CheckDivergence { .. } => "checking timelines",
+        Job::CrashRecovery => "doing crash recovery in a single user mode",
+        Job::Rewind { .. } => "running pg_rewind",
+        Job::Replace { .. } => "reinitialize",
+    }
+}

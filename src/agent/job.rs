@@ -1,0 +1,194 @@
+//! The one long job: start, progress, cancel, result. The loop goes on renewing the lease while it runs.
+//!
+//! A job is a task on the agent's own thread (it needs a `LocalSet`). Cancelling aborts it: every job is written so that it can be dropped between two awaits (child processes are
+//! killed on drop; the point of no return of a promotion has no await in it).
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::ha::decision::Job;
+use crate::ha::observation::{Divergence, JobEnd, JobView, Upstream};
+use crate::postgres::params::PendingRestart;
+use crate::types::{Lsn, Moment};
+
+/// What a running job reports.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Progress {
+    /// The stop's safe point: the shutdown checkpoint is written here.
+    pub(super) shut_down_at: Option<Lsn>,
+    /// One line for people ("base backup: 42 %").
+    pub(super) text: Option<String>,
+}
+
+/// How a job ended, and what it learned on the way that the next observation needs.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// How.
+    pub(super) end: JobEnd,
+    /// Result of a comparison of histories.
+    pub(super) divergence: Option<Divergence>,
+    /// Whom the configuration on disk follows now.
+    pub(super) follows: Option<Upstream>,
+    /// Settings that a start raised to pg_control's values.
+    pub(super) raised: Option<PendingRestart>,
+}
+
+impl From<JobEnd> for Ended {
+    fn from(end: JobEnd) -> Self {
+        Ended {
+            end,
+            divergence: None,
+            follows: None,
+            raised: None,
+        }
+    }
+}
+
+/// Where a job reports to.
+pub(super) type Reporter = watch::Sender<Progress>;
+
+/// At most one job, and the result of the last one until the turn that shows it has ended.
+#[derive(Debug)]
+pub(super) struct JobSlot {
+    running: Option<Running>,
+    finished: Option<(Job, Ended)>,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Running {
+    job: Job,
+    since: Moment,
+    task: JoinHandle<Ended>,
+    progress: watch::Receiver<Progress>,
+    cancelled: bool,
+}
+
+impl JobSlot {
+    pub(super) fn new() -> Self {
+        JobSlot {
+            running: None,
+            finished: None,
+            wake: Arc::new(Notify::new()),
+        }
+    }
+
+    /// Begins a job. The core never starts a second one; if it did, the first would be aborted.
+    pub(super) fn start<F>(&mut self, job: Job, work: impl FnOnce(Reporter) -> F)
+    where
+        F: Future<Output = Ended> + 'static,
+    {
+        if let Some(old) = self.running.take() {
+            tracing::warn!(old = ?old.job, new = ?job, "the running job makes way");
+            old.task.abort();
+        }
+        let (reporter, progress) = watch::channel(Progress::default());
+        let future = work(reporter);
+        let wake = Arc::clone(&self.wake);
+        let task = tokio::task::spawn_local(async move {
+            let end = future.await;
+            wake.notify_one();
+            end
+        });
+        // Progress wakes the loop too: the safe point of a stop is an event.
+        let mut watched = progress.clone();
+        let wake = Arc::clone(&self.wake);
+        tokio::spawn(async move {
+            while watched.changed().await.is_ok() {
+                wake.notify_one();
+            }
+        });
+        self.running = Some(Running {
+            job,
+            since: clock::now(),
+            task,
+            progress,
+            cancelled: false,
+        });
+    }
+
+    /// Resolves when the job ended or reported progress.
+    pub(super) async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Collects an ended job; call at the beginning of a turn. Forgets the result shown in the previous turn.
+    pub(super) async fn collect(&mut self) {
+        self.finished = None;
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.task.is_finished())
+            && let Some(running) = self.running.take()
+        {
+            let ended = match running.task.await {
+                Ok(ended) => ended,
+                Err(error) if error.is_cancelled() => JobEnd::Cancelled.into(),
+                Err(error) => {
+                    JobEnd::Failed(format!("the job stopped unexpectedly: {error}")).into()
+                }
+            };
+            let took = clock::now().since(running.since);
+            match &ended.end {
+                JobEnd::Done | JobEnd::StoppedAt(_) => {
+                    tracing::info!(job = ?running.job, ms = took.as_millis() as u64, "job done");
+                }
+                JobEnd::Cancelled => tracing::info!(job = ?running.job, "job cancelled"),
+                JobEnd::Failed(reason) => {
+                    tracing::error!(job = ?running.job, "job failed: {reason}")
+                }
+            }
+            self.finished = Some((running.job, ended));
+        }
+    }
+
+    /// Aborts the running job.
+    pub(super) fn cancel(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.cancelled = true;
+            running.task.abort();
+            // The abort is seen by `collect`; make sure a turn comes.
+            self.wake.notify_one();
+        }
+    }
+
+    /// The core's view.
+    pub(super) fn view(&self) -> JobView {
+        if let Some(running) = &self.running {
+            return JobView::Running {
+                job: running.job.clone(),
+                since: running.since,
+                shut_down_at: running.progress.borrow().shut_down_at,
+                cancelled: running.cancelled,
+            };
+        }
+        match &self.finished {
+            Some((job, ended)) => JobView::Finished {
+                job: job.clone(),
+                end: ended.end.clone(),
+            },
+            None => JobView::Idle,
+        }
+    }
+
+    /// The running job.
+    pub(super) fn running(&self) -> Option<&Job> {
+        self.running.as_ref().map(|running| &running.job)
+    }
+
+    /// How the last job ended, in the turn that shows it.
+    pub(super) fn ended(&self) -> Option<&(Job, Ended)> {
+        self.finished.as_ref()
+    }
+
+    /// One line about the running job, for people.
+    pub(super) fn text(&self) -> Option<String> {
+        self.running
+            .as_ref()
+            .and_then(|running| running.progress.borrow().text.clone())
+    }
+}

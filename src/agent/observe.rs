@@ -1,0 +1,331 @@
+//! Builds the local half of the observation, and looks after what a job's end changed.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::ha::Why;
+use crate::ha::decision::{Job, StopPurpose};
+use crate::ha::observation::{
+    Divergence, JobEnd, JobView, Local, Observation, Position, Process, Upstream,
+};
+use crate::postgres::hooks::Event;
+use crate::postgres::observe::Sample;
+use crate::postgres::ready::{self, Readiness};
+use crate::types::{PgState, Role, Timeline};
+
+use super::Agent;
+use super::publish::state_during;
+use super::work::Work;
+
+/// How long one status query may hold up a turn.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(3);
+
+impl Agent {
+    /// What the local PostgreSQL is doing now.
+    pub(super) async fn observe_postgres(&mut self) -> Local {
+        if self.instance.find_postmaster()
+            && let Some(postmaster) = &self.instance.postmaster
+            && let Err(error) = self.guard.watch(postmaster.pid())
+        {
+            tracing::warn!("{error}");
+        }
+        let directory = self.instance.directory().await;
+        let process = self.observe_process().await;
+        let position = self.instance.sample.as_ref().map(position_of);
+        if matches!(position, Some(Position::Standby { .. })) {
+            let cluster = self.last_cluster.clone();
+            self.instance.derive_upstream(cluster.as_deref());
+        }
+        let standby_configured = self.instance.standby_configured();
+        let role = self.observe_role(&directory, process, position.as_ref(), standby_configured);
+        let seen = match process {
+            Process::Up => PgState::Running,
+            Process::Starting { .. } => PgState::Starting,
+            Process::Down { crashed: true } => PgState::Crashed,
+            Process::Down { crashed: false } if self.instance.start_failed => PgState::StartFailed,
+            Process::Down { crashed: false } => PgState::Stopped,
+        };
+        let replay_paused = self
+            .instance
+            .sample
+            .as_ref()
+            .is_some_and(|sample| sample.in_recovery && sample.replay_paused);
+        self.refresh_rewind();
+        Local {
+            directory,
+            process,
+            role,
+            state: state_during(self.job.running(), seen),
+            version: Some(self.instance.version()),
+            standby_configured,
+            position,
+            follows: self.instance.follows.clone(),
+            divergence: self.instance.divergence.clone(),
+            replay_paused,
+        }
+    }
+
+    async fn observe_process(&mut self) -> Process {
+        let Some(postmaster) = self.instance.postmaster.clone() else {
+            if self.job.running().is_none() {
+                self.instance.bury().await;
+            }
+            return Process::Down {
+                crashed: self.instance.crashed,
+            };
+        };
+        let stopping = matches!(
+            self.job.running(),
+            Some(Job::Stop { .. } | Job::Restart { .. } | Job::RestartToFollow { .. })
+        );
+        let settings = self.instance.plan().effective.settings.clone();
+        let starting = |instance: &mut super::instance::Instance| {
+            let since = *instance.starting_since.get_or_insert_with(clock::now);
+            Process::Starting { since }
+        };
+        match ready::now(&settings, &postmaster).await {
+            None => starting(&mut self.instance),
+            Some(Readiness::Exited) => {
+                self.instance.forget_postmaster();
+                self.instance.bury().await;
+                Process::Down {
+                    crashed: self.instance.crashed,
+                }
+            }
+            Some(Readiness::Stopping | Readiness::Standby) => {
+                self.instance.disconnect();
+                Process::Up
+            }
+            Some(Readiness::Accepting) if stopping => {
+                self.instance.disconnect();
+                Process::Up
+            }
+            Some(Readiness::Accepting) => {
+                self.instance.starting_since = None;
+                let limit = self.budget(SAMPLE_LIMIT);
+                match self.instance.take_sample(limit).await {
+                    Ok(()) => Process::Up,
+                    Err(error) if error.is_not_yet() => starting(&mut self.instance),
+                    Err(error) => {
+                        self.counters.postgres_failures += 1;
+                        let line = format!("the status query failed: {error}");
+                        if self.sample_error.as_ref() != Some(&line)
+                            && !matches!(self.job.running(), Some(Job::Bootstrap))
+                        {
+                            tracing::warn!("{line}");
+                        }
+                        self.sample_error = Some(line);
+                        Process::Up
+                    }
+                }
+            }
+        }
+    }
+
+    fn observe_role(
+        &mut self,
+        directory: &crate::ha::observation::Directory,
+        process: Process,
+        position: Option<&Position>,
+        standby_configured: bool,
+    ) -> Role {
+        use crate::ha::observation::Directory;
+        let leads_standby_cluster = self.held.is_some() && self.settings.standby_cluster.is_some();
+        let role = match (directory, process, position) {
+            (Directory::Empty | Directory::Inaccessible(_), _, _) => Role::Uninitialized,
+            (_, Process::Up, Some(Position::Primary { .. })) => Role::Primary,
+            (_, Process::Up, Some(Position::Standby { .. })) if leads_standby_cluster => {
+                Role::StandbyLeader
+            }
+            (_, Process::Up, Some(Position::Standby { .. })) => Role::Replica,
+            // It runs and does not answer: it is what it was.
+            (_, Process::Up, None) if self.role != Role::Uninitialized => self.role,
+            (_, _, _) if standby_configured => Role::Replica,
+            (_, _, _) => Role::Demoted,
+        };
+        if role != self.role {
+            tracing::debug!(from = ?self.role, to = ?role, "role");
+            self.role = role;
+        }
+        role
+    }
+
+    /// Begins a job the core decided on.
+    pub(super) fn start_job(&mut self, job: Job, why: &Why, obs: &Observation) {
+        tracing::info!(job = ?job, "{why}");
+        match &job {
+            Job::Stop { purpose, .. } => {
+                self.instance.asked_to_stop = true;
+                self.instance.disconnect();
+                if !matches!(purpose, StopPurpose::Maintenance) {
+                    self.publish_not_leader();
+                }
+            }
+            Job::Restart { .. }
+            | Job::RestartToFollow { .. }
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {
+                self.instance.asked_to_stop = true;
+                self.instance.disconnect();
+            }
+            Job::Promote if !self.authority.holds(obs.now) => {
+                tracing::error!(
+                    "a promotion was decided without the leader key; the job will refuse it"
+                );
+            }
+            Job::Bootstrap
+            | Job::Clone { .. }
+            | Job::StartPrimary { .. }
+            | Job::StartStandby { .. }
+            | Job::Promote
+            | Job::CheckDivergence { .. }
+            | Job::CrashRecovery => {}
+        }
+        let work = Work {
+            plan: self.instance.plan(),
+            version: self.instance.version(),
+            authority: self.authority.clone(),
+            guard: self.guard.clone(),
+            restart_upstream: self.instance.follows.clone(),
+        };
+        let task = job.clone();
+        self.job.start(job, |reporter| work.run(task, reporter));
+    }
+
+    /// What the end of a job changes in what this node knows of itself.
+    pub(super) async fn settle_job(&mut self) {
+        let role = self.role;
+        let Some((job, ended)) = self.job.ended() else {
+            return;
+        };
+        if let Some(divergence) = ended.divergence.clone() {
+            self.instance.divergence = divergence;
+        }
+        if let Some(follows) = ended.follows.clone() {
+            self.instance.follows = Some(follows);
+        }
+        if let Some(raised) = ended.raised.clone() {
+            self.instance.set_pending(raised);
+        }
+        let done = matches!(ended.end, JobEnd::Done | JobEnd::StoppedAt(_));
+        match job {
+            Job::StartPrimary { .. }
+            | Job::StartStandby { .. }
+            | Job::RestartToFollow { .. }
+            | Job::Restart { .. } => {
+                self.instance.start_failed = !done;
+            }
+            Job::Bootstrap
+            | Job::Clone { .. }
+            | Job::Promote
+            | Job::Stop { .. }
+            | Job::CheckDivergence { .. }
+            | Job::CrashRecovery
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {}
+        }
+        if !done {
+            self.settle_restart();
+            return;
+        }
+        match job {
+            Job::Bootstrap => self.instance.callback(Event::OnStart, Role::Primary),
+            Job::StartPrimary { .. } => self.instance.callback(Event::OnStart, Role::Primary),
+            Job::StartStandby { .. } => {
+                let event = if role == Role::Demoted {
+                    Event::OnRoleChange
+                } else {
+                    Event::OnStart
+                };
+                self.instance.callback(event, Role::Replica);
+            }
+            Job::RestartToFollow { .. } => self.instance.callback(Event::OnRestart, Role::Replica),
+            Job::Restart { .. } => self.instance.callback(Event::OnRestart, role),
+            Job::Promote => {
+                self.instance.follows = None;
+                self.instance.callback(Event::OnRoleChange, Role::Primary);
+            }
+            Job::Stop { purpose, .. } => {
+                if *purpose == StopPurpose::LostLease || self.held.is_none() {
+                    self.disarm_guard_if_down();
+                }
+                self.instance.divergence = Divergence::Unchecked;
+                self.instance.callback(Event::OnStop, role);
+            }
+            Job::Clone { .. }
+            | Job::CheckDivergence { .. }
+            | Job::CrashRecovery
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {}
+        }
+        self.settle_restart();
+    }
+
+    /// A stopped PostgreSQL needs no guard.
+    fn disarm_guard_if_down(&mut self) {
+        if self
+            .instance
+            .postmaster
+            .as_ref()
+            .is_none_or(|postmaster| !postmaster.is_alive())
+        {
+            self.disarm_guard();
+        }
+    }
+
+    /// Points a running standby elsewhere.
+    pub(super) async fn follow(&mut self, upstream: &Upstream) {
+        match self.instance.follow(upstream).await {
+            Ok(()) => tracing::info!(upstream = ?upstream_name(upstream), "following"),
+            Err(error) => tracing::error!("cannot follow {:?}: {error:#}", upstream_name(upstream)),
+        }
+    }
+
+    /// What a turn does besides decisions: slots, the checkpoint after a promotion, the cached configuration.
+    pub(super) async fn upkeep(&mut self, obs: &mut Observation) {
+        self.scheduled_restart_due();
+        if self.reload_requested {
+            self.reload_local().await;
+        }
+        if matches!(obs.postgres.position, Some(Position::Primary { .. })) && self.held.is_some() {
+            self.instance.checkpoint_after_promote();
+        }
+        if matches!(
+            obs.job,
+            JobView::Idle
+                | JobView::Finished { .. }
+                | JobView::Running {
+                    job: Job::Promote,
+                    ..
+                }
+        ) {
+            self.keep_slots(obs).await;
+        }
+        self.cache_configuration();
+    }
+}
+
+/// For log lines.
+fn upstream_name(upstream: &Upstream) -> String {
+    match upstream {
+        Upstream::Member { name, .. } => name.to_string(),
+        Upstream::Remote { host, .. } => host.clone().unwrap_or_else(|| "the archive".to_owned()),
+        Upstream::Nobody => "nobody".to_owned(),
+    }
+}
+
+fn position_of(sample: &Sample) -> Position {
+    if sample.in_recovery {
+        Position::Standby {
+            timeline: sample.timeline(),
+            received: sample.received_effectively(),
+            replayed: sample.replayed,
+            replication: sample.replication_state(),
+        }
+    } else {
+        Position::Primary {
+            timeline: sample.primary_timeline.unwrap_or(Timeline(1)),
+            lsn: sample.flushed,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What this node's PostgreSQL should look like: the effective configuration turned into files and arguments. No I/O.
+//!
+//! A plan is immutable; a change of configuration makes a new one. Jobs hold the plan they started with.
+
+use crate::config::effective::Effective;
+use crate::config::{Bootstrap, dynamic};
+use crate::ha::observation::Upstream;
+use crate::postgres::conninfo::{self, PrimaryConninfo};
+use crate::postgres::control::Limits;
+use crate::postgres::params::{
+    self, FollowInputs, PendingRestart, ServerInputs, StandbyCluster, SynchronousNames,
+};
+use crate::postgres::write::{Recovery, Wanted};
+use crate::types::{MemberName, PgVersion};
+
+/// Everything jobs and observation need to know about this node's PostgreSQL.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Plan {
+    pub(super) me: MemberName,
+    pub(super) scope: String,
+    pub(super) effective: Effective,
+    pub(super) standby_cluster: Option<dynamic::StandbyCluster>,
+    pub(super) bootstrap: Bootstrap,
+}
+
+/// How the server is about to run.
+#[derive(Debug, Clone)]
+pub(super) enum Way<'a> {
+    /// Out of recovery.
+    Primary,
+    /// As a standby of this server.
+    Standby(&'a Upstream),
+}
+
+/// The files to write and how to start with them.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) wanted: Wanted,
+    pub(super) arguments: Vec<String>,
+    pub(super) raised: PendingRestart,
+    pub(super) problems: Vec<String>,
+}
+
+impl Plan {
+    /// The files and arguments for this way of running. `limits`: what pg_control demands of a standby.
+    pub(super) fn layout(
+        &self,
+        version: PgVersion,
+        way: &Way<'_>,
+        limits: Option<Limits>,
+    ) -> Layout {
+        let major = PgVersion(version.0 / 10_000 * 10_000);
+        let listen = self.effective.settings.listen_addresses.join(",");
+        let server = params::server_settings(&ServerInputs {
+            configured: &self.effective.parameters,
+            listen_addresses: &listen,
+            port: self.effective.settings.port,
+            cluster_name: &self.scope,
+            version,
+            known_names: None,
+            synchronous_names: SynchronousNames::Configured,
+            control: match way {
+                Way::Primary => None,
+                Way::Standby(_) => limits,
+            },
+            without_hot_standby: false,
+            force_feedback: false,
+            citus_local_host: None,
+        });
+        let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();
+        let (recovery, passwords) = match way {
+            Way::Primary => (Recovery::Removed, None),
+            Way::Standby(upstream) => {
+                let (settings, passwords) = self.recovery(major, upstream);
+                problems.extend(settings.problems.iter().map(ToString::to_string));
+                (Recovery::Set(settings), passwords)
+            }
+        };
+        Layout {
+            arguments: server
+                .command_line
+                .iter()
+                .map(|(name, value)| format!("--{name}={value}"))
+                .collect(),
+            raised: server.raised,
+            problems,
+            wanted: Wanted {
+                major,
+                parameters: server.parameters,
+                custom_conf: self.effective.custom_conf.clone(),
+                hba: self.effective.pg_hba.clone(),
+                ident: self.effective.pg_ident.clone(),
+                recovery,
+                passwords,
+                keep_auto_conf: false,
+                bootstrap_hba: None,
+            },
+        }
+    }
+
+    /// Recovery settings for following `upstream`, and the password file they need.
+    pub(super) fn recovery(
+        &self,
+        major: PgVersion,
+        upstream: &Upstream,
+    ) -> (params::RecoverySettings, Option<String>) {
+        let address = address_of(upstream);
+        let slot = self.slot_on(upstream);
+        let passfile = self.effective.settings.pgpass.display().to_string();
+        let made = address.as_ref().map(|address| {
+            conninfo::primary_conninfo(
+                address,
+                &PrimaryConninfo {
+                    credentials: &self.effective.settings.replication,
+                    application_name: self.me.as_str(),
+                    database: &self.effective.settings.database,
+                    krbsrvname: self.effective.settings.krbsrvname.as_deref(),
+                    passfile: &passfile,
+                    version: major,
+                    read_write: matches!(upstream, Upstream::Remote { .. })
+                        && address.host.contains(','),
+                },
+            )
+        });
+        let (primary_conninfo, passwords) = match made {
+            Some((conninfo, passwords)) => (Some(conninfo.to_string()), passwords),
+            None => (None, None),
+        };
+        let standby_cluster = self.standby_cluster.as_ref().map(|standby| StandbyCluster {
+            restore_command: standby.restore_command.as_deref(),
+            archive_cleanup_command: standby.archive_cleanup_command.as_deref(),
+            recovery_min_apply_delay: standby.recovery_min_apply_delay.as_deref(),
+            is_leader: matches!(upstream, Upstream::Remote { .. }),
+        });
+        let settings = params::follow_settings(&FollowInputs {
+            major,
+            recovery_conf: &self.effective.recovery_conf,
+            configured: &self.effective.parameters,
+            known_names: None,
+            standby_cluster,
+            primary_conninfo: primary_conninfo.as_deref(),
+            primary_slot_name: slot.as_deref(),
+        });
+        (settings, passwords)
+    }
+
+    /// The slot this node uses on that server.
+    pub(super) fn slot_on(&self, upstream: &Upstream) -> Option<String> {
+        match upstream {
+            Upstream::Member { .. } => self.effective.use_slots.then(|| self.me.slot_name()),
+            Upstream::Remote { slot, .. } => slot.clone(),
+            Upstream::Nobody => None,
+        }
+    }
+}
+
+/// Where a server is; `None`: nowhere to connect to.
+pub(super) fn address_of(upstream: &Upstream) -> Option<conninfo::Upstream> {
+    match upstream {
+        Upstream::Member { conn_url, .. } => conninfo::Upstream::from_url(conn_url).ok(),
+        Upstream::Remote {
+            host: Some(host),
+            port,
+            ..
+        } => Some(conninfo::Upstream {
+            host: host.clone(),
+            port: port.clone().unwrap_or_default(),
+            dbname: None,
+        }),
+        Upstream::Remote { host: None, .. } | Upstream::Nobody => None,
+    }
+}

@@ -1,0 +1,314 @@
+//! One turn: load, observe, decide, act, publish. The loop wakes on events; the timer is only the fallback.
+//!
+//! Every await in a turn has a deadline, and none outlives the time in which PostgreSQL must be stopped before the lease ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::dcs::Freshness;
+use crate::ha::observation::{Observation, Outcome, StoreView, Tried};
+use crate::ha::{self, Step};
+use crate::types::Moment;
+
+use super::act::Next;
+use super::{Agent, End};
+
+/// A turn that has not come to rest after this many steps is a bug in the core; it ends, says so, and the next turn starts afresh.
+const STEPS_MAX: u32 = 24;
+
+/// What woke the loop. Closed: everything that can start a turn is in this list.
+#[derive(Debug)]
+enum Wake {
+    /// The regular turn, or a moment the core asked for.
+    Timer,
+    /// Something below the base path changed.
+    Store,
+    /// The postmaster is gone.
+    PostmasterExit,
+    /// The job ended or reached its safe point.
+    Job,
+    /// A command from the API.
+    Command(crate::node::Command),
+    /// SIGHUP.
+    Reload,
+    /// SIGTERM or SIGINT.
+    Stop,
+}
+
+impl Agent {
+    /// Runs until told to stop or until going on would be wrong.
+    pub async fn run(mut self) -> End {
+        let mut signals = match super::Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!("cannot listen for signals: {error}");
+                return End::Failure;
+            }
+        };
+        loop {
+            if let Some(end) = self.turn().await {
+                return end;
+            }
+            loop {
+                let wake = self.wait(&mut signals).await;
+                if self.absorb(wake).await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Sleeps until something happens.
+    async fn wait(&mut self, signals: &mut super::Signals) -> Wake {
+        let now = clock::now();
+        let mut until = self.next_turn;
+        if let Some(held) = &self.held {
+            let act_by = held.expires_less(self.settings.stop_margin);
+            if act_by > now {
+                until = until.min(act_by);
+            }
+        }
+        let postmaster = self.instance.postmaster_exit();
+        tokio::select! {
+            biased;
+            told = signals.next() => match told {
+                super::Told::Stop => Wake::Stop,
+                super::Told::Reload => Wake::Reload,
+            },
+            () = postmaster => Wake::PostmasterExit,
+            () = self.job.changed() => Wake::Job,
+            Some(command) = self.commands.recv() => Wake::Command(command),
+            changed = self.changes.changed() => {
+                if changed.is_err() {
+                    // The store's watch task is gone for good; the timer still works.
+                    tokio::time::sleep(until.since(now)).await;
+                }
+                Wake::Store
+            }
+            () = tokio::time::sleep(until.since(now)) => Wake::Timer,
+        }
+    }
+
+    /// Takes the event in; `true` = a turn is due.
+    async fn absorb(&mut self, wake: Wake) -> bool {
+        match wake {
+            Wake::Timer | Wake::Job => true,
+            Wake::PostmasterExit => {
+                self.instance.forget_postmaster();
+                true
+            }
+            Wake::Store => self.store_change_matters().await,
+            Wake::Command(command) => self.accept(command),
+            Wake::Reload => {
+                self.reload_local().await;
+                true
+            }
+            Wake::Stop => {
+                if !self.stopping {
+                    tracing::info!("asked to stop");
+                }
+                self.stopping = true;
+                true
+            }
+        }
+    }
+
+    /// Positions and timestamps change all the time; a turn is due only for what a decision can depend on.
+    async fn store_change_matters(&mut self) -> bool {
+        let budget = self.budget(self.settings.retry_timeout);
+        match tokio::time::timeout(budget, self.store.load(Freshness::Recent)).await {
+            Ok(Ok(cluster)) => {
+                let matters = self
+                    .last_cluster
+                    .as_deref()
+                    .is_none_or(|last| differs(last, &cluster));
+                if !matters {
+                    self.remember(cluster);
+                    self.publish_snapshot();
+                }
+                matters
+            }
+            _ => true,
+        }
+    }
+
+    /// The longest time an await may take now: `wanted`, less if PostgreSQL must be stopped earlier.
+    pub(super) fn budget(&self, wanted: Duration) -> Duration {
+        let Some(held) = &self.held else {
+            return wanted;
+        };
+        let now = clock::now();
+        let act_by = held.expires_less(self.settings.stop_margin);
+        if act_by > now {
+            wanted.min(act_by.since(now))
+        } else {
+            wanted.min(Duration::from_millis(200))
+        }
+    }
+
+    /// Reads the store.
+    pub(super) async fn load(&mut self, freshness: Freshness) -> StoreView {
+        let budget = self.budget(self.settings.retry_timeout);
+        let error = match tokio::time::timeout(budget, self.store.load(freshness)).await {
+            Ok(Ok(cluster)) => {
+                if self.store_error.take().is_some() {
+                    tracing::info!(store = self.store.store(), "the store answers again");
+                }
+                self.remember(cluster.clone());
+                return StoreView::Fresh(cluster);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!(
+                "{}: no answer within {} ms",
+                self.store.store(),
+                budget.as_millis()
+            ),
+        };
+        self.counters.dcs_failures += 1;
+        if self.store_error.as_ref() != Some(&error) {
+            tracing::warn!("the store does not answer: {error}");
+            self.store_error = Some(error);
+        }
+        self.silent()
+    }
+
+    /// The store as silent since it last answered.
+    pub(super) fn silent(&self) -> StoreView {
+        StoreView::Silent {
+            since: self.store_heard,
+            last: self.last_cluster.as_deref().cloned().map(Box::new),
+        }
+    }
+
+    fn remember(&mut self, cluster: Cluster) {
+        self.store_heard = Some(clock::now());
+        self.store_heard_wall = clock::wall();
+        self.last_cluster = Some(Arc::new(cluster));
+    }
+
+    /// One pass of the loop. `Some` = the end.
+    async fn turn(&mut self) -> Option<End> {
+        let began = clock::now();
+        self.counters.turns += 1;
+        self.job.collect().await;
+        self.settle_job().await;
+        let leading = self.held.is_some();
+        let led = self
+            .last_cluster
+            .as_ref()
+            .is_some_and(|cluster| !cluster.is_unlocked());
+        let freshness = if leading || led {
+            Freshness::Recent
+        } else {
+            Freshness::Latest
+        };
+        let store = self.load(freshness).await;
+        if let StoreView::Fresh(cluster) = &store {
+            let cluster = cluster.clone();
+            self.take_dynamic_configuration(&cluster).await;
+        }
+        let mut obs = self.observation(store).await;
+        let mut end = None;
+        let mut why;
+        loop {
+            obs.now = clock::now();
+            obs.wall = clock::wall();
+            obs.lease = self.held.as_ref().map(super::lease::Held::view);
+            let decision = ha::decide(&obs, &self.memory);
+            self.memory = decision.memory;
+            why = decision.why;
+            if let Some(at) = decision.wake_at {
+                self.wake_at = Some(self.wake_at.map_or(at, |sooner: Moment| sooner.min(at)));
+            }
+            if decision.step == Step::Rest {
+                break;
+            }
+            tracing::debug!(step = ?decision.step, why = %why, "step");
+            obs.tried.steps += 1;
+            if obs.tried.steps > STEPS_MAX {
+                tracing::error!(step = ?decision.step, why = %why, "the turn does not come to rest; starting over");
+                self.wake_at = Some(clock::now() + Duration::from_millis(500));
+                break;
+            }
+            match self.act(decision.step, &why, &mut obs).await {
+                Next::Again => {}
+                Next::End(what) => {
+                    end = Some(what);
+                    break;
+                }
+            }
+        }
+        self.upkeep(&mut obs).await;
+        self.finish(began, &obs, &why).await;
+        end
+    }
+
+    /// Builds the picture of this moment.
+    async fn observation(&mut self, store: StoreView) -> Observation {
+        let postgres = self.observe_postgres().await;
+        Observation {
+            me: self.me.clone(),
+            now: clock::now(),
+            wall: clock::wall(),
+            settings: self.settings.clone(),
+            tags: self.tags.clone(),
+            store,
+            lease: self.held.as_ref().map(super::lease::Held::view),
+            tried: Tried::default(),
+            postgres,
+            job: self.job.view(),
+            peers: None,
+            watchdog: self.watchdog_view(),
+            requests: self
+                .requests
+                .iter()
+                .map(|pending| pending.request.clone())
+                .collect(),
+            stopping: self.stopping,
+        }
+    }
+}
+
+/// Whether a decision could depend on the difference. Positions, status and pure heartbeats do not count.
+fn differs(before: &Cluster, after: &Cluster) -> bool {
+    let leader = |c: &Cluster| {
+        c.leader
+            .as_ref()
+            .map(|l| (l.name.clone(), l.session.clone()))
+    };
+    let members = |c: &Cluster| {
+        c.members
+            .values()
+            .map(|m| {
+                (
+                    m.name.clone(),
+                    m.state,
+                    m.role,
+                    m.conn_url.clone(),
+                    m.tags.clone(),
+                    m.timeline,
+                    m.checkpoint_after_promote,
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    leader(before) != leader(after)
+        || before.initialize != after.initialize
+        || before.config_revision != after.config_revision
+        || before.failover != after.failover
+        || before.sync != after.sync
+        || before.history != after.history
+        || before.failsafe != after.failsafe
+        || members(before) != members(after)
+}
+
+/// The outcome of a store write, without its payload.
+pub(super) fn outcome<T>(write: &crate::dcs::Write<T>) -> Outcome {
+    match write {
+        crate::dcs::Write::Done(_) => Outcome::Done,
+        crate::dcs::Write::Refused(_) => Outcome::Refused,
+        crate::dcs::Write::Unknown(_) => Outcome::Unknown,
+    }
+}

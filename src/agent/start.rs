@@ -1,0 +1,203 @@
+//! From a checked configuration to a running agent: passwords, API, store, PostgreSQL, in that order.
+//!
+//! The API port opens before the store is reachable, and says so.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, watch};
+
+use crate::api;
+use crate::clock;
+use crate::config::dynamic::Dynamic;
+use crate::config::effective::Effective;
+use crate::config::{self, Config, Loaded};
+use crate::dcs::{self, Freshness, Identity, Store};
+use crate::init::Guard;
+use crate::node::{Counters, NodeView};
+use crate::peers::Client;
+use crate::types::{Role, WallTime};
+
+use super::instance::Instance;
+use super::job::JobSlot;
+use super::lease::Authority;
+use super::peers::Peers;
+use super::plan::Plan;
+use super::{Agent, End};
+
+/// Where the cached dynamic configuration lies in the data directory (spec/configuration.md §2.3).
+pub(super) const DYNAMIC_CACHE: &str = "patroni.dynamic.json";
+
+/// Runs one node until its end. Must be called inside a `tokio::task::LocalSet`.
+///
+/// # Errors
+/// What keeps it from starting: passwords, port, certificate, store settings, a name that is taken.
+pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
+    let origin = config::secrets::complete(&mut loaded.config)?;
+    tracing::info!("{origin}");
+    let config = loaded.config.clone();
+    if let Err(error) = guard.data_dir(&config.postgresql.data_dir) {
+        tracing::warn!("{error}");
+    }
+
+    let now = clock::now();
+    let view = NodeView::starting(config.name.clone(), config.scope.clone(), now);
+    let instance_id = view.instance.clone();
+    let (view, views) = watch::channel(Arc::new(view));
+    let (sender, commands) = mpsc::channel(64);
+    let (api_settings, api_watch) = watch::channel(Arc::new(api::Settings::from_config(&config)));
+    let slot: api::StoreSlot = Arc::new(OnceLock::new());
+    let bound = api::bind(api_watch, views, sender, Arc::clone(&slot)).await?;
+    tokio::spawn(async move {
+        if let Err(error) = bound.serve().await {
+            tracing::error!("the REST API ended: {error:#}");
+        }
+    });
+
+    let initial =
+        cached_dynamic(&config.postgresql.data_dir).unwrap_or_else(|| config.bootstrap.dcs.clone());
+    let dynamic = match Dynamic::read(&initial) {
+        Ok((dynamic, warnings)) => {
+            for warning in warnings {
+                tracing::warn!("initial dynamic configuration: {warning}");
+            }
+            dynamic
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            Dynamic::default()
+        }
+    };
+    let identity = Identity {
+        name: Some(config.name.clone()),
+        base: config.base_path(),
+        group: config.citus.as_ref().map(|citus| citus.group),
+        ttl: dynamic.ttl,
+        retry_timeout: dynamic.retry_timeout,
+    };
+    let store = dcs::open(&config, identity).await?;
+    if slot.set(Arc::clone(&store)).is_err() {
+        anyhow::bail!("the store was opened twice");
+    }
+    let client = Client::new(&api::Settings::from_config(&config).client)
+        .context("load the certificates of the REST client (ctl section)")?;
+    refuse_a_taken_name(&config, &store, &client, &instance_id).await?;
+
+    let (effective, warnings) = Effective::build(&config, &dynamic, None);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let plan = Plan {
+        me: config.name.clone(),
+        scope: config.scope.clone(),
+        effective: effective.clone(),
+        standby_cluster: dynamic.standby_cluster.clone(),
+        bootstrap: config.bootstrap.clone(),
+    };
+    let instance = Instance::open(plan).await?;
+    let settings =
+        super::settings::core_settings(&config, &dynamic, &effective, instance.rewindable());
+    let changes = store.changes();
+    let agent = Agent {
+        me: config.name.clone(),
+        conn_url: config.postgresql.conn_url(),
+        api_url: config.api_url(),
+        proxy_url: config.postgresql.proxy_url(),
+        tags: config.tags.clone(),
+        heartbeat_every_turn: false,
+        loaded,
+        api_settings,
+        dynamic,
+        config_revision: None,
+        compared_initial_settings: false,
+        settings,
+        store,
+        changes,
+        last_cluster: None,
+        store_heard: None,
+        store_heard_wall: WallTime(0),
+        store_error: None,
+        instance,
+        role: Role::Uninitialized,
+        job: JobSlot::new(),
+        peers: Peers::new(client),
+        held: None,
+        authority: Authority::new(),
+        guard,
+        memory: crate::ha::Memory::default(),
+        view,
+        commands,
+        requests: VecDeque::new(),
+        restarting: None,
+        scheduled_restart: None,
+        reload_requested: false,
+        stopping: false,
+        next_turn: now,
+        wake_at: None,
+        last_line: None,
+        sample_error: None,
+        cached_document: None,
+        retention: crate::postgres::slots::Retention::default(),
+        counters: Counters::default(),
+    };
+    Ok(agent.run().await)
+}
+
+/// Two daemons of one name would share the leader key: if a member with my name answers, this one does not start
+/// (spec/ha.md §2.1). Waits for the store, which may come up after this node.
+async fn refuse_a_taken_name(
+    config: &Config,
+    store: &Store,
+    client: &Client,
+    instance: &str,
+) -> anyhow::Result<()> {
+    let mut stop = super::Signals::new()?;
+    let mut changes = store.changes();
+    loop {
+        let loaded = tokio::select! {
+            loaded = store.load(Freshness::Latest) => loaded,
+            () = stop.stop() => anyhow::bail!("asked to stop while waiting for the store"),
+        };
+        match loaded {
+            Ok(cluster) => {
+                let namesake = cluster
+                    .members
+                    .get(&config.name)
+                    .and_then(|member| member.api_url.clone());
+                if let Some(api_url) = namesake
+                    && client.is_name_taken(&api_url, instance).await
+                {
+                    anyhow::bail!(
+                        "a member named {:?} of cluster {:?} is already running at {api_url}; give this node another PATRONI_NAME",
+                        config.name.as_str(),
+                        config.scope
+                    );
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!("waiting for the store: {error}");
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    () = stop.stop() => anyhow::bail!("asked to stop while waiting for the store"),
+                }
+            }
+        }
+    }
+}
+
+fn cached_dynamic(data_dir: &Path) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let path = data_dir.join(DYNAMIC_CACHE);
+    let text = std::fs::read_to_string(&path).ok()?;
+    match serde_json::from_str(&text) {
+        Ok(serde_json::Value::Object(map)) => Some(map),
+        _ => {
+            tracing::warn!("{} is unreadable and is ignored", path.display());
+            None
+        }
+    }
+}

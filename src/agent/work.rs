@@ -1,0 +1,715 @@
+//! The long jobs: what happens to the data directory and the postmaster, one function each. They run beside the loop and may be dropped
+//! at any await; they never touch the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::clock;
+use crate::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
+use crate::ha::observation::{Divergence, JobEnd, Upstream};
+use crate::init::Guard;
+use crate::postgres::clone::{self, CloneRequest};
+use crate::postgres::conninfo::Conninfo;
+use crate::postgres::control::{self, ControlData};
+use crate::postgres::directory::{self, Removal};
+use crate::postgres::params::PendingRestart;
+use crate::postgres::pidfile::{self, Found};
+use crate::postgres::process::{self, Postmaster, StartError};
+use crate::postgres::promote::{self, Promoted};
+use crate::postgres::ready::{self, Readiness};
+use crate::postgres::rewind::{self, LocalPosition, RewindRequest, Verdict};
+use crate::postgres::sql::{Session, Target};
+use crate::postgres::stop::{self, Hooks, Mode};
+use crate::postgres::{Settings, bootstrap, hooks, options, render, single_user, write};
+use crate::types::{Lsn, MemberName, PgVersion};
+
+use super::Authority;
+use super::job::{Ended, Reporter};
+use super::plan::{Plan, Way, address_of};
+
+/// A start that takes longer than this without a timeout of its own is given up (spec/postgres-management.md §3.3: pg_ctl_timeout).
+const CRASH_RECOVERY_LIMIT: Duration = Duration::from_secs(300);
+
+/// Everything a job may use.
+#[derive(Clone)]
+pub(super) struct Work {
+    pub(super) plan: Arc<Plan>,
+    pub(super) version: PgVersion,
+    pub(super) authority: Authority,
+    pub(super) guard: Guard,
+    /// Whom the configuration on disk follows: a restart keeps it.
+    pub(super) restart_upstream: Option<Upstream>,
+}
+
+impl Work {
+    /// Carries a job out.
+    pub(super) async fn run(self, job: Job, reporter: Reporter) -> Ended {
+        let result = match job {
+            Job::Bootstrap => self.bootstrap().await,
+            Job::Clone { from } => self.copy_from(&from, None, &reporter).await,
+            Job::StartPrimary { timeout } => self.start_primary(timeout).await,
+            Job::StartStandby { of } => self.start_standby(&of).await,
+            Job::RestartToFollow { of } => self.restart_to_follow(&of).await,
+            Job::Promote => self.promote().await,
+            Job::Stop {
+                mode,
+                bound,
+                checkpoint,
+                purpose,
+            } => self.stop(mode, bound, checkpoint, purpose, &reporter).await,
+            Job::Restart { timeout } => self.restart(timeout).await,
+            Job::CheckDivergence { with } => self.check_divergence(&with).await,
+            Job::CrashRecovery => self.crash_recovery().await,
+            Job::Rewind { from } => self.rewind(&from).await,
+            Job::Replace { from, because } => self.replace(&from, because, &reporter).await,
+        };
+        result.unwrap_or_else(|error| JobEnd::Failed(format!("{error:#}")).into())
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.plan.effective.settings
+    }
+
+    fn postmaster(&self) -> Option<Postmaster> {
+        match pidfile::find(self.settings()) {
+            Found::Postmaster(postmaster) => Some(postmaster),
+            Found::None | Found::Stale { .. } | Found::SingleUser(_) => None,
+        }
+    }
+
+    /// Writes the files and starts the server; returns when it accepts connections.
+    async fn start(&self, way: &Way<'_>, limit: Duration) -> anyhow::Result<PendingRestart> {
+        let settings = self.settings();
+        let limits = control::read(settings)
+            .await
+            .ok()
+            .map(|control| control.limits);
+        let layout = self.plan.layout(self.version, way, limits);
+        for problem in &layout.problems {
+            tracing::warn!("{problem}");
+        }
+        write::restore(
+            settings,
+            &layout.wanted.parameters,
+            layout.wanted.custom_conf.is_some(),
+        )?;
+        write::write(settings, &layout.wanted)?;
+        let postmaster = match process::start(settings, &layout.arguments) {
+            Err(StartError::Survivors(_)) => {
+                stop::bury(settings).await;
+                process::start(settings, &layout.arguments)?
+            }
+            started => started?,
+        };
+        if let Err(error) = self.guard.watch(postmaster.pid()) {
+            tracing::warn!("{error}");
+        }
+        match tokio::time::timeout(limit, ready::wait(settings, &postmaster)).await {
+            Ok(Readiness::Accepting | Readiness::Standby) => {
+                write::back_up(
+                    settings,
+                    &layout.wanted.parameters,
+                    layout.wanted.custom_conf.is_some(),
+                )?;
+                Ok(layout.raised)
+            }
+            Ok(Readiness::Stopping | Readiness::Exited) => {
+                bail!("PostgreSQL ended while starting; its reason is in its log output above")
+            }
+            Err(_) => bail!(
+                "PostgreSQL is not ready after {} s; it goes on starting",
+                limit.as_secs()
+            ),
+        }
+    }
+
+    async fn bootstrap(&self) -> anyhow::Result<Ended> {
+        match self.create_cluster().await {
+            Ok(raised) => Ok(Ended {
+                raised: Some(raised),
+                ..JobEnd::Done.into()
+            }),
+            Err(error) => {
+                if let Some(postmaster) = self.postmaster() {
+                    stop::stop(
+                        self.settings(),
+                        &postmaster,
+                        Mode::Immediate,
+                        Some(Duration::from_secs(10)),
+                        &mut (),
+                    )
+                    .await?;
+                }
+                match bootstrap::clean_up(self.settings()) {
+                    Ok(cleaned) => {
+                        tracing::info!(?cleaned, "cleaned up after the failed bootstrap")
+                    }
+                    Err(error) => {
+                        tracing::error!("cannot clean up after the failed bootstrap: {error}")
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_cluster(&self) -> anyhow::Result<PendingRestart> {
+        let settings = self.settings();
+        let never = std::future::pending::<()>;
+        match &self.plan.bootstrap.custom {
+            Some(section) => {
+                bootstrap::custom(settings, section, &self.plan.scope, never()).await?
+            }
+            None => {
+                bootstrap::initdb(
+                    settings,
+                    &Value::Array(self.plan.bootstrap.initdb.clone()),
+                    never(),
+                )
+                .await?
+            }
+        }
+        let hba_is_ours = self.plan.effective.pg_hba.is_some()
+            || self.plan.effective.parameters.get("hba_file").is_some();
+        if !hba_is_ours {
+            bootstrap::append_hba(settings, &self.plan.bootstrap.pg_hba)?;
+        }
+        let raised = self
+            .start(
+                &Way::Primary,
+                settings.pg_ctl_timeout.max(Duration::from_secs(60)),
+            )
+            .await?;
+        let session = Target::local(settings)
+            .named("Patroni")
+            .statement_limit(None)
+            .connect()
+            .await
+            .context("connect to the new cluster")?;
+        bootstrap::create_superuser(session.client(), settings).await?;
+        if let Some(command) = &self.plan.bootstrap.post_bootstrap {
+            bootstrap::post_bootstrap(settings, command, self.version, never()).await?;
+        }
+        bootstrap::create_replication_users(session.client(), settings, self.version).await?;
+        directory::mark_complete(&settings.data_dir)?;
+        Ok(raised)
+    }
+
+    async fn copy_from(
+        &self,
+        from: &Upstream,
+        replace: Option<Removal>,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let effective = &self.plan.effective;
+        let section = |name: &str| effective.section.0.get(name);
+        let names = match (&self.plan.standby_cluster, from) {
+            (Some(standby), Upstream::Remote { .. })
+                if !standby.create_replica_methods.is_empty() =>
+            {
+                &standby.create_replica_methods
+            }
+            _ => &effective.create_replica_methods,
+        };
+        let source = address_of(from).map(|address| clone::Source {
+            conninfo: Conninfo::new(
+                &address,
+                &settings.replication,
+                &settings.database,
+                self.version,
+            )
+            .with("application_name", self.plan.me.as_str()),
+            passwords: passwords(&address, &settings.replication),
+        });
+        let (methods, problems) = clone::methods(names, section, source.is_some(), self.version);
+        for problem in problems {
+            tracing::warn!("{problem}");
+        }
+        let progress = clone::Progress::default();
+        let request = CloneRequest {
+            settings,
+            scope: &self.plan.scope,
+            methods: &methods,
+            source: source.as_ref(),
+            replace,
+            keep_replaced: true,
+            progress: &progress,
+        };
+        let copying = clone::clone(&request, std::future::pending::<()>());
+        let mut copying = std::pin::pin!(copying);
+        let method = loop {
+            tokio::select! {
+                done = &mut copying => break done?,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    let (done, total) = progress.bytes();
+                    if let Some(percent) = (done * 100).checked_div(total) {
+                        reporter.send_if_modified(|report| {
+                            let text = Some(format!("copying: {} of {} MB, {} %", done >> 20, total >> 20, percent.min(100)));
+                            let changed = report.text != text;
+                            report.text = text;
+                            changed
+                        });
+                    }
+                }
+            }
+        };
+        tracing::info!(method, "replica created");
+        let layout = self.plan.layout(self.version, &Way::Standby(from), None);
+        write::restore(
+            settings,
+            &layout.wanted.parameters,
+            layout.wanted.custom_conf.is_some(),
+        )?;
+        write::write(settings, &layout.wanted)?;
+        Ok(Ended {
+            follows: Some(from.clone()),
+            divergence: Some(Divergence::Unchecked),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    async fn start_primary(&self, limit: Duration) -> anyhow::Result<Ended> {
+        let raised = self.start(&Way::Primary, limit).await?;
+        Ok(Ended {
+            raised: Some(raised),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    async fn start_standby(&self, of: &Upstream) -> anyhow::Result<Ended> {
+        let limit = self.settings().pg_ctl_timeout.max(CRASH_RECOVERY_LIMIT);
+        let raised = self.start(&Way::Standby(of), limit).await?;
+        Ok(Ended {
+            raised: Some(raised),
+            follows: Some(of.clone()),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    async fn restart_to_follow(&self, of: &Upstream) -> anyhow::Result<Ended> {
+        if let Some(postmaster) = self.postmaster() {
+            stop::stop(self.settings(), &postmaster, Mode::Fast, None, &mut ()).await?;
+        }
+        self.start_standby(of).await
+    }
+
+    async fn restart(&self, limit: Duration) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let standby = settings.data_dir.join("standby.signal").exists()
+            || settings.data_dir.join("recovery.conf").exists();
+        if let Some(postmaster) = self.postmaster() {
+            self.checkpoint_before_stop().await;
+            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+        }
+        let upstream = self.restart_upstream.clone().unwrap_or(Upstream::Nobody);
+        let way = if standby {
+            Way::Standby(&upstream)
+        } else {
+            Way::Primary
+        };
+        let raised = self.start(&way, limit).await?;
+        Ok(Ended {
+            raised: Some(raised),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    /// A stop is as long as its checkpoint; most of that can be done while clients are still served.
+    async fn checkpoint_before_stop(&self) {
+        let checkpoint = async {
+            Target::local(self.settings())
+                .named("Patroni")
+                .statement_limit(None)
+                .connect()
+                .await?
+                .checkpoint(self.version)
+                .await
+        };
+        match tokio::time::timeout(Duration::from_secs(60), checkpoint).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("no checkpoint before the stop: {error}"),
+            Err(_) => tracing::warn!(
+                "the checkpoint before the stop takes more than 60 s; stopping anyway"
+            ),
+        }
+    }
+
+    async fn promote(&self) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let postmaster = self
+            .postmaster()
+            .ok_or_else(|| anyhow!("PostgreSQL is not running"))?;
+        if let Some(command) = &self.plan.effective.pre_promote {
+            hooks::run(
+                "postgresql.pre_promote",
+                command,
+                &[],
+                &[],
+                None,
+                std::future::pending::<()>(),
+            )
+            .await?;
+        }
+        if self.version.at_least(13) {
+            let layout = self.plan.layout(
+                self.version,
+                &Way::Standby(&Upstream::Nobody),
+                control::read(settings).await.ok().map(|c| c.limits),
+            );
+            let rewrite = async {
+                write::write(settings, &layout.wanted)
+                    .map(|_| ())
+                    .map_err(std::io::Error::other)
+            };
+            if !promote::cut_receiver(&postmaster, rewrite).await? {
+                tracing::warn!("the WAL receiver is still there; promoting anyway");
+            }
+        }
+        // The point of no return. Nothing may come between this check and the signal.
+        if !self.authority.holds(clock::now()) {
+            bail!("the leader key is not ours any more; not promoting");
+        }
+        promote::promote(settings, &postmaster).await?;
+        match promote::finished(settings, &postmaster).await {
+            Promoted::InProduction => {}
+            Promoted::Exited => bail!("PostgreSQL ended while it was being promoted"),
+        }
+        let layout = self.plan.layout(self.version, &Way::Primary, None);
+        write::write(settings, &layout.wanted)?;
+        process::reload(&postmaster)?;
+        Ok(Ended {
+            follows: None,
+            divergence: Some(Divergence::Unchecked),
+            raised: Some(PendingRestart::new()),
+            end: JobEnd::Done,
+        })
+    }
+
+    async fn stop(
+        &self,
+        mode: StopMode,
+        bound: Option<Duration>,
+        checkpoint: bool,
+        purpose: StopPurpose,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let Some(postmaster) = self.postmaster() else {
+            stop::bury(settings).await;
+            return Ok(self.stopped(None).await);
+        };
+        tracing::info!(?mode, ?purpose, "stopping PostgreSQL");
+        if checkpoint {
+            self.checkpoint_before_stop().await;
+        }
+        if let Some(command) = &self.plan.effective.before_stop {
+            let limit = bound.unwrap_or(Duration::from_secs(60));
+            let none = std::future::pending::<()>();
+            if let Err(error) = hooks::run(
+                "postgresql.before_stop",
+                command,
+                &[],
+                &[],
+                Some(limit),
+                none,
+            )
+            .await
+            {
+                tracing::warn!("{error}");
+            }
+        }
+        let mode = match mode {
+            StopMode::Fast => Mode::Fast,
+            StopMode::Immediate => Mode::Immediate,
+        };
+        let mut moments = Moments {
+            work: self,
+            reporter,
+            published: None,
+        };
+        let how = stop::stop(settings, &postmaster, mode, bound, &mut moments).await?;
+        tracing::info!(?how, "PostgreSQL is stopped");
+        let published = moments.published;
+        Ok(self.stopped(published).await)
+    }
+
+    async fn stopped(&self, published: Option<Lsn>) -> Ended {
+        let lsn = match published {
+            Some(lsn) => Some(lsn),
+            None => self.shutdown_position().await,
+        };
+        lsn.map_or(JobEnd::Done, JobEnd::StoppedAt).into()
+    }
+
+    async fn shutdown_position(&self) -> Option<Lsn> {
+        let control = control::read(self.settings()).await.ok()?;
+        let positions = control::shutdown_positions(self.settings(), &control, self.version)
+            .await
+            .ok()??;
+        Some(positions.published)
+    }
+
+    async fn crash_recovery(&self) -> anyhow::Result<Ended> {
+        stop::bury(self.settings()).await;
+        single_user::recover(self.settings(), self.version, std::future::pending::<()>()).await?;
+        Ok(JobEnd::Done.into())
+    }
+
+    /// Compares histories (spec/ha.md §15, spec/postgres-management.md §10.3).
+    async fn check_divergence(&self, with: &Upstream) -> anyhow::Result<Ended> {
+        let name = match with {
+            Upstream::Member { name, .. } => name.clone(),
+            Upstream::Remote { .. } | Upstream::Nobody => MemberName::new("remote primary")?,
+        };
+        let address = address_of(with)
+            .ok_or_else(|| anyhow!("{name} has no address to compare histories with"))?;
+        let settings = self.settings();
+        let local = self
+            .local_position()
+            .await?
+            .ok_or_else(|| anyhow!("the local position is not known now"))?;
+        let credentials = settings.rewind_credentials(self.version);
+        let plain = Target::remote(&address, &settings.database, credentials)
+            .connect()
+            .await
+            .with_context(|| format!("connect to {name}"))?;
+        if plain.is_in_recovery().await? {
+            bail!("{name} is still in recovery");
+        }
+        drop(plain);
+        let replication =
+            Target::remote(&address, &settings.database, &settings.replication).replication();
+        let session: Session = replication
+            .connect()
+            .await
+            .with_context(|| format!("connect to {name} for replication"))?;
+        let identity = session.identify_system().await?;
+        if let Ok(control) = control::read(settings).await
+            && control.system_id != identity.system_id
+        {
+            bail!(
+                "{name} belongs to another cluster (system identifier {}, here {})",
+                identity.system_id,
+                control.system_id
+            );
+        }
+        let history = if identity.timeline > local.timeline {
+            let ancestors = session.timeline_history(identity.timeline).await?;
+            Some(
+                ancestors
+                    .into_iter()
+                    .map(|ancestor| rewind::HistoryEntry {
+                        timeline: ancestor.timeline,
+                        switch_point: ancestor.switch,
+                        reason: ancestor.reason,
+                    })
+                    .collect::<Vec<_>>(),
+            )
+        } else {
+            None
+        };
+        let divergence = match rewind::judge(&local, identity.timeline, history.as_deref()) {
+            Verdict::Same { reason } => {
+                tracing::info!(leader = %name, "histories agree: {reason}");
+                Divergence::Prefix { of: name }
+            }
+            Verdict::Diverged { reason } => {
+                tracing::warn!(leader = %name, "histories have diverged: {reason}");
+                Divergence::Diverged {
+                    from: name,
+                    detail: reason,
+                }
+            }
+            Verdict::Undecided { reason } => {
+                bail!("cannot compare histories with {name} yet: {reason}")
+            }
+        };
+        Ok(Ended {
+            divergence: Some(divergence),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    async fn local_position(&self) -> anyhow::Result<Option<LocalPosition>> {
+        let settings = self.settings();
+        if self.postmaster().is_some() {
+            let session = Target::local_replication(settings).connect().await?;
+            let identity = session.identify_system().await?;
+            let plain = Target::local(settings).connect().await?;
+            let former_primary = if plain.is_in_recovery().await? {
+                None
+            } else {
+                Some(None)
+            };
+            let replayed = plain
+                .simple("SELECT pg_catalog.pg_last_wal_replay_lsn()")
+                .await?;
+            let replayed = replayed
+                .into_iter()
+                .flatten()
+                .flatten()
+                .next()
+                .and_then(|text| text.parse().ok());
+            return Ok(Some(LocalPosition {
+                timeline: identity.timeline,
+                lsn: replayed.unwrap_or(identity.position),
+                former_primary,
+            }));
+        }
+        let control = control::read(settings).await?;
+        let Some(mut position) = rewind::stopped_position(&control) else {
+            return Ok(None);
+        };
+        if position.former_primary.is_some() {
+            position.former_primary =
+                Some(rewind::checkpoint_end(settings, &control, self.version).await);
+        }
+        Ok(Some(position))
+    }
+
+    async fn rewind(&self, from: &Upstream) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let address = address_of(from).ok_or_else(|| anyhow!("no address to rewind from"))?;
+        let credentials = settings.rewind_credentials(self.version);
+        if let Some(postmaster) = self.postmaster() {
+            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+        }
+        if let Some(command) = self
+            .plan
+            .effective
+            .parameters
+            .get("archive_command")
+            .filter(|command| !command.is_empty())
+        {
+            match rewind::archive_ready(
+                settings,
+                self.version,
+                command,
+                std::future::pending::<()>(),
+            )
+            .await
+            {
+                Ok(archived) => {
+                    tracing::info!(segments = archived.len(), "archived WAL that waited")
+                }
+                Err(error) => tracing::warn!("cannot archive the WAL that waits: {error}"),
+            }
+        }
+        let source = Conninfo::new(&address, credentials, &settings.database, self.version);
+        let lines = passwords(&address, credentials);
+        let (options, problems) = options::parse("pg_rewind", &self.plan.effective.rewind, &[]);
+        for problem in problems {
+            tracing::warn!("{problem}");
+        }
+        let restore_command = self
+            .plan
+            .effective
+            .recovery_conf
+            .get("restore_command")
+            .map(str::to_owned);
+        let request = RewindRequest {
+            settings,
+            version: self.version,
+            source: &source,
+            passwords: lines.as_deref(),
+            options: &options,
+            restore_command: restore_command.as_deref(),
+        };
+        tracing::info!(from = %self.upstream_name(from)?, "running pg_rewind");
+        match rewind::run(&request, std::future::pending::<()>()).await {
+            Ok(()) => {
+                let of = self.upstream_name(from)?;
+                Ok(Ended {
+                    divergence: Some(Divergence::Prefix { of }),
+                    ..JobEnd::Done.into()
+                })
+            }
+            Err(error) => {
+                let from = self.upstream_name(from)?;
+                Ok(Ended {
+                    divergence: Some(Divergence::RewindFailed { from }),
+                    ..JobEnd::Failed(error.to_string()).into()
+                })
+            }
+        }
+    }
+
+    fn upstream_name(&self, upstream: &Upstream) -> anyhow::Result<MemberName> {
+        match upstream {
+            Upstream::Member { name, .. } => Ok(name.clone()),
+            Upstream::Remote { .. } | Upstream::Nobody => Ok(MemberName::new("remote primary")?),
+        }
+    }
+
+    async fn replace(
+        &self,
+        from: &Upstream,
+        because: ReplaceReason,
+        reporter: &Reporter,
+    ) -> anyhow::Result<Ended> {
+        if let Some(postmaster) = self.postmaster() {
+            stop::stop(
+                self.settings(),
+                &postmaster,
+                Mode::Immediate,
+                Some(Duration::from_secs(10)),
+                &mut (),
+            )
+            .await?;
+        }
+        let removal = match because {
+            ReplaceReason::Requested => Removal::Reinitialise,
+            ReplaceReason::Diverged | ReplaceReason::RewindFailed => Removal::Configured,
+        };
+        self.copy_from(from, Some(removal), reporter).await
+    }
+}
+
+/// Lines of the password file for a connection.
+fn passwords(
+    address: &crate::postgres::conninfo::Upstream,
+    credentials: &crate::postgres::Credentials,
+) -> Option<String> {
+    let password = credentials
+        .password
+        .as_deref()
+        .filter(|password| !password.is_empty())?;
+    Some(render::pgpass(
+        &address.host,
+        &address.port,
+        credentials.username.as_deref().unwrap_or_default(),
+        password,
+    ))
+}
+
+/// Reports the shutdown checkpoint as soon as it is written.
+struct Moments<'a> {
+    work: &'a Work,
+    reporter: &'a Reporter,
+    published: Option<Lsn>,
+}
+
+#[async_trait]
+impl Hooks for Moments<'_> {
+    async fn shut_down(&mut self, control: &ControlData) {
+        let found =
+            control::shutdown_positions(self.work.settings(), control, self.work.version).await;
+        self.published = match found {
+            Ok(positions) => positions.map(|positions| positions.published),
+            Err(error) => {
+                tracing::warn!("cannot read the shutdown checkpoint: {error}");
+                None
+            }
+        };
+        if let Some(lsn) = self.published {
+            tracing::info!(%lsn, "the shutdown checkpoint is written");
+            self.reporter
+                .send_modify(|report| report.shut_down_at = Some(lsn));
+        }
+    }
+}

@@ -219,6 +219,11 @@ impl Session<'_> {
         }
         if !arguments.quiet {
             let diff = unified_diff(&before, &yaml::document(&data.clone().into()));
+            let diff = if self.screen.is_terminal {
+                coloured(&diff)
+            } else {
+                diff
+            };
             self.screen.text(&diff)?;
         }
         let from_stdin = [&arguments.apply, &arguments.replace]
@@ -531,6 +536,17 @@ fn split_words(text: &str) -> Vec<String> {
     }
     words.extend(word);
     words
+}
+
+/// Removed lines red, added ones green, positions cyan.
+fn coloured(diff: &str) -> String {
+    let colour = |line: &str| match line.as_bytes().first() {
+        Some(b'-') => format!("\x1b[31m{line}\x1b[0m\n"),
+        Some(b'+') => format!("\x1b[32m{line}\x1b[0m\n"),
+        Some(b'@') => format!("\x1b[36m{line}\x1b[0m\n"),
+        _ => format!("{line}\n"),
+    };
+    diff.lines().map(colour).collect()
 }
 
 /// Lines with three lines of context, headers without names.

@@ -114,9 +114,9 @@ impl Session<'_> {
                 .or_else(|why| error(format!("can not read {file}: {why}")))?,
         };
         let password = if arguments.password {
-            Some(self.screen.ask("Password", None)?)
+            Some(self.screen.ask_hidden("Password")?)
         } else {
-            None
+            self.environment.variables().get("PGPASSWORD").cloned()
         };
         let target = self
             .open(arguments.cluster.as_deref(), arguments.group)

@@ -62,6 +62,28 @@ impl Screen {
         }
     }
 
+    /// Asks without showing what is typed, where input is a terminal.
+    pub fn ask_hidden(&mut self, question: &str) -> Result<String, Failure> {
+        use rustix::termios::{LocalModes, OptionalActions, isatty, tcgetattr, tcsetattr};
+        let stdin = std::io::stdin();
+        let shown = if isatty(&stdin) {
+            tcgetattr(&stdin).ok()
+        } else {
+            None
+        };
+        if let Some(shown) = &shown {
+            let mut hidden = shown.clone();
+            hidden.local_modes.remove(LocalModes::ECHO);
+            let _ = tcsetattr(&stdin, OptionalActions::Now, &hidden);
+        }
+        let answer = self.ask(question, None);
+        if let Some(shown) = &shown {
+            let _ = tcsetattr(&stdin, OptionalActions::Now, shown);
+            self.line("")?;
+        }
+        answer
+    }
+
     /// `[y/N]`.
     pub fn confirm(&mut self, question: &str) -> Result<bool, Failure> {
         loop {

@@ -38,16 +38,21 @@ struct Ran {
 }
 
 async fn run_with(store: &Arc<FixedStore>, line: &str, input: &str) -> Ran {
-    let arguments: Vec<OsString> = line
-        .split('|')
-        .flat_map(|part| part.split(' '))
-        .filter(|word| !word.is_empty())
-        .map(OsString::from)
-        .collect();
-    let environment = FakeEnvironment::new(&[
+    let variables = [
         ("PATRONI_SCOPE", "demo"),
         ("PATRONI_ETCD3_HOSTS", "localhost:2379"),
-    ]);
+    ];
+    run_in(&variables, store, line, input).await
+}
+
+async fn run_in(
+    variables: &[(&str, &str)],
+    store: &Arc<FixedStore>,
+    line: &str,
+    input: &str,
+) -> Ran {
+    let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+    let environment = FakeEnvironment::new(variables);
     let store = store.clone();
     let open = move |_: Config, _: Identity| -> BoxFuture<'static, anyhow::Result<Store>> {
         let store: Store = store.clone();
@@ -202,6 +207,19 @@ async fn unknown_cluster_and_missing_name() {
         4,
         "the rule is printed twice below the heading"
     );
+}
+
+#[tokio::test]
+async fn without_any_cluster_name() {
+    let store = FixedStore::new(plain());
+    let variables = [("PATRONI_ETCD3_HOSTS", "localhost:2379")];
+    let ran = run_in(&variables, &store, "list", "").await;
+    assert_eq!(
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
+        (0, "", "Listing members: No cluster names were provided\n")
+    );
+    let ran = run_in(&variables, &store, "list demo", "").await;
+    assert!(ran.code == 0 && ran.out.contains("pg-a"), "{}", ran.err);
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ fn mapping(out: &mut String, map: &Map<String, Value>, indent: usize) {
             }
             other => {
                 out.push(' ');
-                out.push_str(&block_scalar(other));
+                out.push_str(&block_scalar(other, indent));
                 out.push('\n');
             }
         }
@@ -75,19 +75,53 @@ fn sequence(out: &mut String, items: &[Value], indent: usize) {
             Value::Object(inner) if !inner.is_empty() => mapping(out, inner, indent + 2),
             Value::Array(inner) if !inner.is_empty() => sequence(out, inner, indent + 2),
             other => {
-                out.push_str(&block_scalar(other));
+                out.push_str(&block_scalar(other, indent));
                 out.push('\n');
             }
         }
     }
 }
 
-fn block_scalar(value: &Value) -> String {
+fn block_scalar(value: &Value, indent: usize) -> String {
     match value {
+        Value::String(string) if folds(string) => folded(string, indent + 2),
         Value::Object(_) => "{}".to_owned(),
         Value::Array(_) => "[]".to_owned(),
         other => scalar(other, false),
     }
+}
+
+/// Several lines that quotes can hold as they are: no blanks around the line breaks, nothing unprintable.
+fn folds(string: &str) -> bool {
+    string.contains('\n')
+        && !string.contains("\n ")
+        && !string.contains(" \n")
+        && !string.chars().any(|c| c.is_control() && c != '\n')
+}
+
+/// Quoted, each run of line breaks one longer than it means.
+fn folded(string: &str, indent: usize) -> String {
+    let mut out = String::from("'");
+    let mut after_break = false;
+    for c in string.replace('\'', "''").chars() {
+        if c == '\n' {
+            if !after_break {
+                out.push('\n');
+            }
+            out.push('\n');
+        } else {
+            if after_break {
+                out.push_str(&" ".repeat(indent));
+            }
+            out.push(c);
+        }
+        after_break = c == '\n';
+    }
+    if after_break {
+        out.push_str(&" ".repeat(indent));
+    }
+    out.push('\'');
+    out
 }
 
 fn scalar(value: &Value, in_flow: bool) -> String {
@@ -217,10 +251,14 @@ mod tests {
             "f": 0.5
         });
         let want = "a: null\nb:\n  x:\n  - a\n  - j: []\n    k: 1\n  y: 'on'\n  z: {}\ncommand: cp /a/%f \"%p\"\nempty: ''\nf: 0.5\n\
-                    number: '12'\nodd: 'a: b'\nquote: it's\nstar: '*'\ntext: 64MB\nttl: 30\ntwo: \"x\\ny\"\n";
+                    number: '12'\nodd: 'a: b'\nquote: it's\nstar: '*'\ntext: 64MB\nttl: 30\ntwo: 'x\n\n  y'\n";
         assert_eq!(document(&value), want);
         assert_eq!(crate::config::yaml::parse(want).unwrap(), value);
         assert_eq!(document(&json!({})), "{}\n");
+        let lines =
+            json!({"two": "x\ny\n\nz\n", "l": ["a\nb"], "m": {"k": "it's\nb"}, "t": "a \nb"});
+        let want = "l:\n- 'a\n\n  b'\nm:\n  k: 'it''s\n\n    b'\nt: \"a \\nb\"\ntwo: 'x\n\n  y\n\n\n  z\n\n  '\n";
+        assert_eq!(document(&lines), want);
     }
 
     #[test]

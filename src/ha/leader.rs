@@ -150,6 +150,8 @@ fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
     if turn.obs.tried.write.is_some() {
         return PASS;
     }
+    // Whoever leads on a timeline has opened it. An entry that names somebody else tells of another timeline of the same number;
+    // its opener learns from ours that its history is not this one's (`recovery::verdict`).
     let current = match &cluster.history {
         None => timeline == Timeline(1),
         Some(history) => match history.entries.last() {
@@ -157,7 +159,7 @@ fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
             Some(last) => {
                 last.timeline.0 + 1 == timeline.0
                     && last.timestamp.is_some()
-                    && last.new_leader.is_some()
+                    && last.new_leader.as_ref() == Some(&turn.obs.me)
             }
         },
     };

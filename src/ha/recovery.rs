@@ -233,8 +233,8 @@ fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, W
             },
         );
     };
-    if let Some(detail) = verdict(turn, cluster, leader) {
-        return repair(turn, leader, detail);
+    if let Some(diverged) = verdict(turn, cluster, leader) {
+        return repair(turn, leader, diverged);
     }
     if turn.is_former_primary() && !proven(turn, leader) {
         return prove(turn, leader);
@@ -261,8 +261,16 @@ pub(super) fn proven(turn: &Turn<'_>, leader: &Member) -> bool {
     }
 }
 
-/// The known divergence from this leader, in words.
-pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<String> {
+/// A known divergence from the leader.
+pub(super) struct Diverged {
+    /// In words.
+    pub(super) detail: String,
+    /// pg_rewind would find nothing to do: it compares timelines by their numbers.
+    pub(super) same_number: bool,
+}
+
+/// The known divergence from this leader.
+pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
     if turn.memory.fresh {
         return None;
     }
@@ -276,27 +284,42 @@ pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Op
         | Divergence::Unchecked
         | Divergence::Prefix { .. } => None,
     };
-    detail.or_else(|| same_timeline(turn, cluster, leader))
+    // pg_rewind compares timelines by number: with the same number it would find nothing to do.
+    let number = turn
+        .my_timeline()
+        .or_else(|| turn.control().map(|control| control.timeline));
+    let same_number = number.is_some() && number == leader.timeline;
+    same_timeline(turn, cluster).or_else(|| {
+        detail.map(|detail| Diverged {
+            detail,
+            same_number,
+        })
+    })
 }
 
 /// Two primaries may each have opened a timeline of the same number, and comparing numbers or files would not tell (both ended the
 /// old one at the same place). Whoever was a primary on a timeline that somebody else opened has another history.
-fn same_timeline(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<String> {
+fn same_timeline(turn: &Turn<'_>, cluster: &Cluster) -> Option<Diverged> {
     let mine = turn.memory.was_primary_on?;
-    let opened = cluster.history.as_ref()?.entries.last()?;
-    (opened.timeline.0 + 1 == mine.0 && opened.new_leader.as_ref() == Some(&leader.name)).then(
-        || {
-            format!(
-                "{} and this member both opened timeline {mine}",
-                leader.name
-            )
-        },
-    )
+    let history = cluster.history.as_ref()?;
+    let opened = history
+        .entries
+        .iter()
+        .find(|entry| entry.timeline.0 + 1 == mine.0)?;
+    let other = opened
+        .new_leader
+        .as_ref()
+        .filter(|name| **name != turn.obs.me)?;
+    let detail = format!("{other} and this member both opened timeline {mine}");
+    Some(Diverged {
+        detail,
+        same_number: true,
+    })
 }
 
 /// Begins the comparison, if the leader is ready for it.
 pub(super) fn prove(turn: &mut Turn<'_>, leader: &Member) -> (Step, Why) {
-    if !is_ready(leader) {
+    if !is_ready(leader) || still_on_mine(turn, leader) {
         return (
             Step::Rest,
             Why::WaitingForPromotion {
@@ -357,6 +380,14 @@ impl Turn<'_> {
     }
 }
 
+/// The leader's document shows the timeline on which this directory was a primary. Either the document is older than the leader's
+/// promotion, or both opened a timeline of the same number and the history does not tell yet: no verdict in either case.
+fn still_on_mine(turn: &Turn<'_>, leader: &Member) -> bool {
+    !turn.memory.fresh
+        && turn.memory.was_primary_on.is_some()
+        && turn.memory.was_primary_on == leader.timeline
+}
+
 /// A leader whose history can be compared with: it has left recovery.
 pub(super) fn is_ready(leader: &Member) -> bool {
     match leader.role {
@@ -383,7 +414,11 @@ fn is_unclean(turn: &Turn<'_>) -> bool {
 }
 
 /// Histories diverged and the server is down: rewind or copy again, as allowed.
-fn repair(turn: &mut Turn<'_>, leader: &Member, detail: String) -> (Step, Why) {
+fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Why) {
+    let Diverged {
+        detail,
+        same_number,
+    } = diverged;
     let settings = &turn.obs.settings;
     let failed = matches!(
         turn.obs.postgres.divergence,
@@ -428,7 +463,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, detail: String) -> (Step, Why) {
             },
         );
     }
-    if settings.may_rewind && !failed {
+    if settings.may_rewind && !failed && !same_number {
         if !leader.checkpoint_after_promote {
             return (
                 Step::Rest,
@@ -469,14 +504,14 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, detail: String) -> (Step, Why) {
 }
 
 /// Whether anything may be done about a divergence.
-pub(super) fn can_repair(turn: &Turn<'_>) -> bool {
+pub(super) fn can_repair(turn: &Turn<'_>, diverged: &Diverged) -> bool {
     let settings = &turn.obs.settings;
     match &turn.obs.postgres.divergence {
         Divergence::RewindFailed { .. } => {
             settings.may_replace_diverged || settings.may_replace_unrewindable
         }
         Divergence::Unchecked | Divergence::Prefix { .. } | Divergence::Diverged { .. } => {
-            settings.may_rewind || settings.may_replace_diverged
+            (settings.may_rewind && !diverged.same_number) || settings.may_replace_diverged
         }
     }
 }

@@ -39,8 +39,10 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         turn.memory.was_primary_on = None;
         return (Step::Rest, steady);
     }
-    if let Some(detail) = recovery::verdict(turn, cluster, leader) {
-        return if turn.paused() || !recovery::can_repair(turn) {
+    if let Some(diverged) = recovery::verdict(turn, cluster, leader) {
+        let repairable = recovery::can_repair(turn, &diverged);
+        let detail = diverged.detail;
+        return if turn.paused() || !repairable {
             (
                 Step::Rest,
                 Why::CannotRejoin {

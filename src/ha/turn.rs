@@ -75,6 +75,7 @@ impl<'a> Turn<'a> {
             Process::Starting { .. } => {}
             Process::Down { .. } => {
                 if let Some(control) = self.control()
+                    && !self.memory.fresh
                     && self.was_primary_by_control()
                 {
                     self.memory.was_primary_on = Some(control.timeline);

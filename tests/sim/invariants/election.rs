@@ -1,0 +1,32 @@
+//! The winner of a race is not behind a member that it could have asked.
+
+use std::time::Duration;
+
+use crate::world::World;
+
+/// A position that moved within this time may not have been seen.
+const SETTLED: Duration = Duration::from_secs(3);
+
+pub(crate) fn won(world: &mut World, node: usize) {
+    let winner = &world.nodes[node];
+    if !winner.pg.recovery || world.store.cluster.failover.is_some() || world.store.pause {
+        return;
+    }
+    let mine = (winner.pg.timeline(), winner.pg.end);
+    let now = world.now;
+    let better = (0..world.nodes.len()).find(|other| {
+        let peer = &world.nodes[*other];
+        *other != node
+            && world.reaches(node, *other)
+            && peer.is_up()
+            && peer.pg.recovery
+            && !peer.tags.never_leads()
+            && now.since(peer.moved.max(peer.stable_since)) > SETTLED
+            && world.store.cluster.members.contains_key(&peer.name)
+            && (peer.pg.timeline(), peer.pg.end) > mine
+    });
+    if let Some(other) = better {
+        let theirs = (world.nodes[other].pg.timeline(), world.nodes[other].pg.end);
+        world.fail("election", format!("n{node} won with {mine:?} although n{other} has {theirs:?}"));
+    }
+}

@@ -1,0 +1,10 @@
+//! A planned switchover loses nothing: whoever is handed the key has everything the old leader acknowledged.
+
+use crate::world::World;
+
+pub(crate) fn promoted(world: &mut World, node: usize) {
+    let Some((old, to)) = world.planned.take() else { return };
+    if world.nodes[node].name == to && !old.is_prefix_of(&world.nodes[node].pg) {
+        world.fail("planned switchover", format!("n{node} was handed the key without everything up to {}", old.end));
+    }
+}

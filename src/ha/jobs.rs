@@ -130,6 +130,12 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             }
             PASS
         }
+        Job::CheckDivergence { .. } => {
+            if done && let Some(compared) = turn.memory.comparing.take() {
+                turn.memory.compared_with = Some(compared);
+            }
+            PASS
+        }
         Job::CrashRecovery => {
             turn.memory.crash_recovery_done = true;
             PASS
@@ -166,14 +172,14 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         | Job::StartStandby { .. }
         | Job::Promote
         | Job::RestartToFollow { .. }
-        | Job::Restart { .. }
-        | Job::CheckDivergence { .. } => PASS,
+        | Job::Restart { .. } => PASS,
     }
 }
 
 fn history_is_the_sources(turn: &mut Turn<'_>) {
     turn.memory.fresh = true;
     turn.memory.was_primary_on = None;
+    turn.memory.opened_by = None;
     turn.memory.crash_recovery_done = false;
     turn.memory.compared_with = None;
 }

@@ -471,7 +471,11 @@ pub struct Memory {
     pub(super) crash_recovery_done: bool,
     /// The timeline on which this directory was a primary since it was last proven a prefix of a leader's history.
     pub(super) was_primary_on: Option<Timeline>,
-    /// The leader and its timeline with which histories were last compared.
+    /// Who opened the timeline this directory is on, as the history said while it was received or written here.
+    pub(super) opened_by: Option<(Timeline, MemberName)>,
+    /// The leader and its timeline with which a comparison was begun.
+    pub(super) comparing: Option<(MemberName, Option<Timeline>)>,
+    /// The leader and its timeline with which histories were last compared to a verdict.
     pub(super) compared_with: Option<(MemberName, Option<Timeline>)>,
     /// PostgreSQL was stopped (or stays down) to give the leader key away.
     pub(super) abdicating: bool,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::cluster::{Cluster, Initialize, Member};
-use crate::types::{MemberName, Moment, Role, SystemId};
+use crate::types::{MemberName, Moment, Role, SystemId, Timeline};
 
 use super::decision::{Job, ReplaceReason, Step, StopMode, StopPurpose, Why};
 use super::observation::{ControlState, Directory, Divergence, Process, Upstream};
@@ -297,24 +297,27 @@ pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Op
     })
 }
 
-/// Two primaries may each have opened a timeline of the same number, and comparing numbers or files would not tell (both ended the
-/// old one at the same place). Whoever was a primary on a timeline that somebody else opened has another history.
+/// Two members may each have opened a timeline of the same number, even at the same position; then neither numbers nor history files
+/// nor pg_rewind can tell the two apart. The history document names who opened it.
 fn same_timeline(turn: &Turn<'_>, cluster: &Cluster) -> Option<Diverged> {
-    let mine = turn.memory.was_primary_on?;
-    let history = cluster.history.as_ref()?;
-    let opened = history
-        .entries
-        .iter()
-        .find(|entry| entry.timeline.0 + 1 == mine.0)?;
-    let other = opened
-        .new_leader
-        .as_ref()
-        .filter(|name| **name != turn.obs.me)?;
-    let detail = format!("{other} and this member both opened timeline {mine}");
+    let (timeline, opener) = turn.memory.opened_by.as_ref()?;
+    let now = opener_of(cluster, *timeline).filter(|name| *name != opener)?;
+    let detail = format!("{now} and {opener} both opened timeline {timeline}");
     Some(Diverged {
         detail,
         same_number: true,
     })
+}
+
+/// Who opened this timeline, as far as the history document knows.
+pub(super) fn opener_of(cluster: &Cluster, timeline: Timeline) -> Option<&MemberName> {
+    let history = cluster.history.as_ref()?;
+    history
+        .entries
+        .iter()
+        .find(|entry| entry.timeline.0 + 1 == timeline.0)?
+        .new_leader
+        .as_ref()
 }
 
 /// Begins the comparison, if the leader is ready for it.
@@ -364,7 +367,8 @@ pub(super) fn prove(turn: &mut Turn<'_>, leader: &Member) -> (Step, Why) {
             },
         );
     };
-    turn.memory.compared_with = Some((leader.name.clone(), leader.timeline));
+    turn.memory.compared_with = None;
+    turn.memory.comparing = Some((leader.name.clone(), leader.timeline));
     let why = Why::Comparing { with: named(&with) };
     (Step::Start(Job::CheckDivergence { with }), why)
 }

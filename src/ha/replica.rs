@@ -37,6 +37,12 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
     if pointed && (is_streaming(turn) || turn.obs.tags.nostream) {
         // PostgreSQL itself refuses to stream from a server whose history is not a continuation of this one.
         turn.memory.was_primary_on = None;
+        let opener = turn
+            .my_timeline()
+            .and_then(|mine| Some((mine, recovery::opener_of(cluster, mine)?.clone())));
+        if turn.my_timeline() == leader.timeline && opener.is_some() {
+            turn.memory.opened_by = opener;
+        }
         return (Step::Rest, steady);
     }
     if let Some(diverged) = recovery::verdict(turn, cluster, leader) {

@@ -79,6 +79,7 @@ impl<'a> Turn<'a> {
                     && self.was_primary_by_control()
                 {
                     self.memory.was_primary_on = Some(control.timeline);
+                    self.memory.opened_by = Some((control.timeline, self.obs.me.clone()));
                 }
             }
         }
@@ -90,6 +91,7 @@ impl<'a> Turn<'a> {
             None => return,
             Some(Position::Primary { timeline, .. }) => {
                 memory.was_primary_on = Some(*timeline);
+                memory.opened_by = Some((*timeline, self.obs.me.clone()));
                 memory.compared_with = None;
                 memory.switching =
                     matches!(self.obs.job, JobView::Running { .. }) && memory.switching;

@@ -9,7 +9,7 @@ mod progress;
 use crate::world::World;
 
 pub(crate) use election::won;
-pub(crate) use history::{began_streaming, opened};
+pub(crate) use history::{opened, pointed};
 pub(crate) use one_writer::{committed, gives_away};
 pub(crate) use planned::promoted;
 pub(crate) use progress::at_the_end;

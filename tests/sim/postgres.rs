@@ -39,6 +39,8 @@ pub(crate) struct Pg {
     pub(crate) open: bool,
     /// Created by initdb and never led yet: no client knows it.
     pub(crate) newborn: bool,
+    /// It was a primary on its last timeline, and nothing was copied or rewound since.
+    pub(crate) was_primary: bool,
     /// Events of an older generation are void.
     pub(crate) generation: u64,
 }
@@ -59,6 +61,7 @@ impl Pg {
             streaming: false,
             open: false,
             newborn: false,
+            was_primary: false,
             generation: 0,
         }
     }
@@ -74,6 +77,7 @@ impl Pg {
             server: Server::Up,
             open: true,
             newborn: true,
+            was_primary: true,
             generation,
             ..Pg::empty()
         };
@@ -144,6 +148,7 @@ impl Pg {
         let timeline = self.timeline() + 1;
         self.history.push(Segment { timeline, start: self.end, branch });
         self.recovery = false;
+        self.was_primary = true;
         self.standby_signal = false;
         self.follows = None;
         self.streaming = false;
@@ -159,7 +164,8 @@ impl Pg {
         shared && self.end <= limit
     }
 
-    /// What PostgreSQL can tell: it knows timelines by number.
+    /// What PostgreSQL can tell: it knows timelines by number. On another history of the same number it stops at the first record
+    /// that does not link to the one before.
     pub(crate) fn may_stream_from(&self, other: &Pg) -> bool {
         let Some(at) = other.history.iter().position(|segment| segment.timeline == self.timeline()) else { return false };
         self.end <= other.history.get(at + 1).map_or(other.end, |next| next.start)
@@ -167,6 +173,9 @@ impl Pg {
 
     /// Receives up to `end` of `other`.
     pub(crate) fn receive(&mut self, other: &Pg, end: u64) {
+        if end > self.end {
+            self.was_primary = false;
+        }
         self.end = end.max(self.end);
         self.history = other.history.iter().filter(|segment| segment.start <= self.end).cloned().collect();
     }
@@ -177,6 +186,7 @@ impl Pg {
             self.history.clone_from(&source.history);
             self.end = source.end;
             self.checkpoint = source.end;
+            self.was_primary = false;
         }
         self.backup_label = true;
         self.standby_signal = true;

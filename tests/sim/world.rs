@@ -381,10 +381,11 @@ impl World {
             self.nodes[node].pg.streaming = false;
             return;
         };
-        if !n.pg.streaming {
-            invariants::began_streaming(self, node, source);
-            self.nodes[node].pg.streaming = true;
+        if !n.pg.is_prefix_of(&self.nodes[source].pg) {
+            self.nodes[node].pg.streaming = false;
+            return;
         }
+        self.nodes[node].pg.streaming = true;
         if self.nodes[node].slow && self.rng.per_mille(900) {
             return;
         }
@@ -543,6 +544,7 @@ impl World {
                 self.stage(node, id, 9, millis, millis);
             }
             Job::StartStandby { of } => {
+                invariants::pointed(self, node, &of);
                 let pg = &mut self.nodes[node].pg;
                 pg.standby_signal = true;
                 pg.follows = Some(of);
@@ -712,6 +714,7 @@ impl World {
         } else {
             Divergence::Prefix { of: name }
         };
+        self.say(|| format!("n{node}: compared with n{source}: {verdict:?}"));
         self.set_divergence(node, verdict);
         self.finish(node, JobEnd::Done);
     }
@@ -1119,6 +1122,7 @@ impl World {
                 return true;
             }
             Step::Follow(upstream) => {
+                invariants::pointed(self, node, upstream);
                 let pg = &mut self.nodes[node].pg;
                 pg.follows = Some(upstream.clone());
                 pg.streaming = false;

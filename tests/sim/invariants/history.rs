@@ -1,10 +1,19 @@
-//! S3: whoever receives WAL has a history that is a prefix of its source's, judged by branches, not by timeline numbers.
+//! S3: a former primary follows only a leader of whose history its own is a prefix, judged by branches, not by timeline numbers.
+//!
+//! A standby that never was a primary may be pointed at anything: PostgreSQL refuses what does not continue its history. It must not
+//! stay there: `progress` asks for that.
+
+use howdah::ha::observation::Upstream;
 
 use crate::world::World;
 
-pub(crate) fn began_streaming(world: &mut World, node: usize, source: usize) {
-    if !world.nodes[node].pg.is_prefix_of(&world.nodes[source].pg) {
-        let (mine, theirs) = (&world.nodes[node].pg, &world.nodes[source].pg);
+/// The agent points a server at another one.
+pub(crate) fn pointed(world: &mut World, node: usize, upstream: &Upstream) {
+    let Upstream::Member { name, .. } = upstream else { return };
+    let Some(source) = world.index(name) else { return };
+    let (mine, theirs) = (&world.nodes[node].pg, &world.nodes[source].pg);
+    let comparable = theirs.present && !theirs.recovery && theirs.timeline() > 0;
+    if mine.was_primary && comparable && !mine.is_prefix_of(theirs) {
         let detail = format!(
             "n{node} follows n{source} with another history: {:?} to {} against {:?} to {}",
             mine.history, mine.end, theirs.history, theirs.end

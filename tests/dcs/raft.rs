@@ -1,8 +1,11 @@
 //! The embedded store, twice: each member on a Raft node of its own (three nodes, cut off from each other where a case breaks
 //! connections), and members as clients of a single node.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,13 +46,9 @@ impl Backend for Raft {
     async fn harness(&self, _case: &str) -> anyhow::Result<Box<dyn Harness>> {
         let permit = Arc::clone(&self.permits).acquire_owned().await?;
         let mut addresses = Vec::new();
-        let mut held = Vec::new();
         for _ in 0..self.nodes {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            addresses.push(listener.local_addr()?.to_string());
-            held.push(listener);
+            addresses.push(free_address().await);
         }
-        drop(held);
         let mut harness = RaftHarness {
             nodes: Vec::new(),
             links: BTreeMap::new(),
@@ -82,6 +81,19 @@ impl Backend for Raft {
             }
         }
         anyhow::bail!("the cluster of {} nodes is not formed", self.nodes)
+    }
+}
+
+/// An address nobody listens on at the moment, below the ports that outgoing connections get.
+async fn free_address() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (std::process::id() * 101 + number) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).await.is_ok() {
+            return address;
+        }
     }
 }
 

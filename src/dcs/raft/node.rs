@@ -5,7 +5,10 @@
 //! leader has put it in the place of the old one. Only disks that were empty together, and have seen each other empty, found
 //! a cluster.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+mod formation;
+mod network;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,27 +16,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use openraft::error::{
-    CheckIsLeaderError, ClientWriteError, InstallSnapshotError, NetworkError, RPCError, RaftError,
-    Unreachable,
-};
-use openraft::network::{Backoff, RPCOption};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
-    VoteRequest, VoteResponse,
-};
-use openraft::{
-    BasicNode, ChangeMembers, Raft, RaftNetwork, RaftNetworkFactory, ServerState, SnapshotPolicy,
-};
-use sha2::{Digest as _, Sha256};
+use openraft::error::{CheckIsLeaderError, ClientWriteError, InstallSnapshotError, RaftError};
+use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest};
+use openraft::{Raft, ServerState, SnapshotPolicy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use self::network::Network;
 use super::Settings;
 use super::disk::{Directory, LogStore, Machine, NodeFile, NodeId, Shared, TypeConfig, lock};
-use super::peer::{CallError, Peer, PeerSettings, Troubles};
+use super::peer::{Peer, PeerSettings, Troubles};
 use super::state::{Action, Command, Outcome, Record, RequestId};
 use super::transport::{
     Connection, Credentials, Introduction, Numbered, Reply, Request, Stage, Status,
@@ -120,13 +114,6 @@ impl Drop for Running {
             runtime.spawn(async move { raft.shutdown().await });
         }
     }
-}
-
-/// The id of a founding node: the same on every node that computes it.
-fn founder_id(address: &str) -> NodeId {
-    let digest = Sha256::digest(address.as_bytes());
-    let bytes = digest.first_chunk::<8>().copied().unwrap_or_default();
-    u64::from_be_bytes(bytes).max(1)
 }
 
 /// Starts a node: takes the directory, listens, and lets it find its cluster in the background.
@@ -307,181 +294,6 @@ impl Node {
         Ok(Raft::new(me.id, config, network, log, machine).await?)
     }
 
-    /// An empty disk decides who it is: a founder if every configured node is there and none is part of a cluster, else a
-    /// new node that asks for admission. The decision is durable before anyone hears of it.
-    async fn settle(&self, directory: &Directory) -> NodeFile {
-        let address = &self.settings().self_addr;
-        let founder = loop {
-            let survey = self.survey().await;
-            if let Some(formed) = survey.formed {
-                tracing::warn!(
-                    "raft: the disk of this node ({}) is empty and {formed} says that the cluster exists: joining it as a new \
-                     node; it does not vote before the leader has admitted it",
-                    directory.path().display()
-                );
-                break false;
-            }
-            if survey.obstacles.is_empty() {
-                break true;
-            }
-            self.report_obstacles(&survey);
-            sleep(PAUSE * 3).await;
-        };
-        let id = if founder {
-            founder_id(address)
-        } else {
-            rand::random::<u64>().max(1)
-        };
-        let file = NodeFile {
-            id,
-            address: address.clone(),
-            founder,
-        };
-        while let Err(error) = directory.write_node(&file) {
-            tracing::error!("raft: {error:#}");
-            sleep(REVIVE).await;
-        }
-        *lock(&self.who.id) = Some(id);
-        *lock(&self.founder) = founder;
-        // Connections made so far introduced a node without id.
-        lock(&self.peers).clear();
-        file
-    }
-
-    fn report_obstacles(&self, survey: &Survey) {
-        let text = format!(
-            "waiting for every configured node once before the cluster is formed: {}",
-            survey.obstacles.join("; ")
-        );
-        self.troubles
-            .say(&self.settings().self_addr, &text, (self.clock)());
-    }
-
-    /// Asks every partner how far it is.
-    async fn survey(&self) -> Survey {
-        let mut survey = Survey::default();
-        let configured = self.settings().configured();
-        let partners = self.settings().partners();
-        let asked = partners
-            .iter()
-            .map(|address| self.ask(address, &Request::Status));
-        let answers = futures_util::future::join_all(asked).await;
-        for (address, answer) in partners.iter().zip(answers) {
-            match answer {
-                Ok(Reply::Status(status)) if status.stage == Stage::Formed => {
-                    survey.formed.get_or_insert_with(|| address.clone());
-                    survey.founding.insert(address.clone());
-                }
-                Ok(Reply::Status(status)) if status.configured != configured => {
-                    survey.obstacles.push(format!(
-                        "{address} is configured for {:?}, this node for {configured:?} (raft.self_addr and raft.partner_addrs)",
-                        status.configured
-                    ));
-                }
-                Ok(Reply::Status(status)) => {
-                    if status.stage == Stage::Founding {
-                        survey.founding.insert(address.clone());
-                    }
-                }
-                Ok(Reply::Failed(text)) => survey.obstacles.push(format!("{address}: {text}")),
-                Ok(_) => survey
-                    .obstacles
-                    .push(format!("{address}: unexpected answer")),
-                Err(text) => survey.obstacles.push(text),
-            }
-        }
-        survey
-    }
-
-    /// A founder starts the cluster once all founders have taken their places. Never returns.
-    async fn found(&self, raft: &Raft<TypeConfig>, me: &NodeFile) {
-        if me.founder {
-            let mut seen = BTreeSet::new();
-            let partners: BTreeSet<String> = self.settings().partners().into_iter().collect();
-            while !raft.is_initialized().await.unwrap_or(true) {
-                let mut survey = self.survey().await;
-                seen.append(&mut survey.founding);
-                if partners.is_subset(&seen) {
-                    let members: BTreeMap<NodeId, BasicNode> = self
-                        .settings()
-                        .configured()
-                        .iter()
-                        .map(|address| (founder_id(address), BasicNode::new(address)))
-                        .collect();
-                    tracing::info!(
-                        "raft: forming the cluster of {:?}",
-                        self.settings().configured()
-                    );
-                    match raft.initialize(members).await {
-                        Ok(()) | Err(RaftError::APIError(_)) => break,
-                        Err(RaftError::Fatal(error)) => {
-                            tracing::error!("raft: {error}");
-                            break;
-                        }
-                    }
-                }
-                if !survey.obstacles.is_empty() {
-                    self.report_obstacles(&survey);
-                }
-                sleep(PAUSE).await;
-            }
-            self.troubles.over(&self.settings().self_addr);
-        }
-        std::future::pending().await
-    }
-
-    /// A node that is not in the membership, or has moved, asks to be admitted. Never returns.
-    async fn seek_admission(&self, raft: &Raft<TypeConfig>, me: &NodeFile) {
-        let mut metrics = raft.server_metrics();
-        let address = &self.settings().self_addr;
-        let mut asked = 0;
-        loop {
-            let (admitted, leading) = {
-                let metrics = metrics.borrow_and_update();
-                let membership = metrics.membership_config.membership();
-                let formed = !membership.get_joint_config().is_empty();
-                let admitted = formed.then(|| is_voter_at(membership, me.id, address));
-                (admitted, metrics.state == ServerState::Leader)
-            };
-            if admitted.unwrap_or(me.founder) {
-                if asked > 0 {
-                    tracing::info!("raft: this node has been admitted as {address} and votes");
-                    asked = 0;
-                }
-                if metrics.changed().await.is_err() {
-                    break;
-                }
-                continue;
-            }
-            let reply = if leading {
-                Ok(self.admit(raft, me.id, address).await)
-            } else {
-                let partners = self.settings().partners();
-                let request = Request::Admit {
-                    id: me.id,
-                    address: address.clone(),
-                    forwarded: false,
-                };
-                match partners.get(asked % partners.len().max(1)) {
-                    Some(partner) => self.ask(partner, &request).await,
-                    None => Err("no partner is configured".to_owned()),
-                }
-            };
-            let trouble = match reply {
-                Ok(Reply::Admitted) => None,
-                Ok(Reply::Pending(text) | Reply::Failed(text)) | Err(text) => Some(text),
-                Ok(_) => Some("unexpected answer".to_owned()),
-            };
-            if let Some(text) = trouble {
-                let text = format!("not admitted yet: {text}");
-                self.troubles.say(address, &text, (self.clock)());
-            }
-            asked += 1;
-            sleep(PAUSE * 3).await;
-        }
-        std::future::pending().await
-    }
-
     /// What falls to the leader: giving the cluster an identity, and expiry. Never returns.
     async fn lead(&self, raft: &Raft<TypeConfig>) {
         let mut metrics = raft.server_metrics();
@@ -489,10 +301,14 @@ impl Node {
         let mut leading = None;
         loop {
             index.mark_unchanged();
-            let vote = {
+            let (vote, alone) = {
                 let metrics = metrics.borrow_and_update();
-                (metrics.state == ServerState::Leader).then_some(metrics.vote)
+                let vote = (metrics.state == ServerState::Leader).then_some(metrics.vote);
+                let nodes = metrics.membership_config.membership().nodes().count();
+                (vote, vote.is_some() && nodes == 1)
             };
+            // A leader without anybody else has no heartbeats to send.
+            raft.runtime_config().tick(!alone);
             let now = (self.clock)();
             let mut actions = Vec::new();
             let mut next = None;
@@ -734,18 +550,16 @@ impl Node {
             .is_some_and(|raft| raft.server_metrics().borrow().state == ServerState::Leader)
     }
 
+    /// Whether `other` knows this node as a voter.
     #[cfg(test)]
-    pub(super) fn votes(&self) -> bool {
-        let (Some(raft), Some(id)) = (self.raft(), self.id()) else {
+    pub(super) fn votes_for(&self, other: &Node) -> bool {
+        let (Some(raft), Some(id)) = (other.raft(), self.id()) else {
             return false;
         };
         let metrics = raft.server_metrics();
         let metrics = metrics.borrow();
-        is_voter_at(
-            metrics.membership_config.membership(),
-            id,
-            &self.settings().self_addr,
-        )
+        let membership = metrics.membership_config.membership();
+        formation::is_voter_at(membership, id, &self.settings().self_addr)
     }
 
     async fn answer(self: &Arc<Self>, request: Request) -> Reply {
@@ -866,80 +680,6 @@ impl Node {
         })
     }
 
-    /// As the leader: makes a new node a voter in the place of the one that had its address. One step per call; the new
-    /// node asks again.
-    async fn admit(&self, raft: &Raft<TypeConfig>, id: NodeId, address: &str) -> Reply {
-        let Ok(_busy) = self.admission.try_lock() else {
-            return Reply::Pending("another membership change is under way".to_owned());
-        };
-        let metrics = raft.metrics().borrow().clone();
-        let membership = metrics.membership_config.membership();
-        let configs = membership.get_joint_config();
-        let voters: BTreeSet<NodeId> = configs.last().cloned().unwrap_or_default();
-        if is_voter_at(membership, id, address) {
-            return Reply::Admitted;
-        }
-        let former: BTreeSet<NodeId> = membership
-            .nodes()
-            .filter(|(other, node)| **other != id && node.addr == address)
-            .map(|(other, _)| *other)
-            .collect();
-        let step = async {
-            if membership.get_node(&id).is_none() {
-                let learners: BTreeSet<NodeId> = membership
-                    .learner_ids()
-                    .filter(|other| former.contains(other))
-                    .collect();
-                if !learners.is_empty() {
-                    raft.change_membership(ChangeMembers::RemoveNodes(learners), false)
-                        .await?;
-                }
-                tracing::info!(
-                    "raft: {address} comes with an empty disk: adding it, without a vote until it has caught up"
-                );
-                raft.add_learner(id, BasicNode::new(address), false).await?;
-                return Ok(Some("it is being brought up to date".to_owned()));
-            }
-            if membership
-                .get_node(&id)
-                .is_some_and(|node| node.addr != address)
-            {
-                tracing::info!("raft: a node has moved to {address}");
-                let nodes = BTreeMap::from([(id, BasicNode::new(address))]);
-                raft.change_membership(ChangeMembers::SetNodes(nodes), true)
-                    .await?;
-                return Ok(Some("its address has been noted".to_owned()));
-            }
-            let matched = metrics
-                .replication
-                .as_ref()
-                .and_then(|replication| replication.get(&id).copied().flatten());
-            let behind = metrics
-                .last_log_index
-                .unwrap_or(0)
-                .saturating_sub(matched.map_or(0, |at| at.index));
-            if matched.is_none() || behind > KEEP_ENTRIES {
-                return Ok(Some(format!("it is {behind} entries behind")));
-            }
-            let target: BTreeSet<NodeId> = voters
-                .iter()
-                .filter(|other| !former.contains(other))
-                .copied()
-                .chain([id])
-                .collect();
-            tracing::info!("raft: {address} has caught up: it votes from now on");
-            raft.change_membership(ChangeMembers::ReplaceAllVoters(target), false)
-                .await?;
-            Ok::<_, RaftError<NodeId, ClientWriteError<NodeId, BasicNode>>>(None)
-        };
-        match timeout(ATTEMPT, step).await {
-            Ok(Ok(None)) => Reply::Admitted,
-            Ok(Ok(Some(text))) => Reply::Pending(text),
-            Ok(Err(error)) => Reply::Failed(error.to_string()),
-            Err(_) => Reply::Failed("a majority of the present voters does not answer".to_owned()),
-        }
-    }
-
     // ------------------------------------------------------------------ server
 
     /// Accepts connections for ever.
@@ -1039,31 +779,6 @@ impl Node {
     }
 }
 
-/// What [`Node::survey`] found.
-#[derive(Default)]
-struct Survey {
-    /// A partner that is part of a cluster.
-    formed: Option<String>,
-    /// Partners that have taken their place in a formation, or are beyond it.
-    founding: BTreeSet<String>,
-    /// Why the cluster cannot be formed yet.
-    obstacles: Vec<String>,
-}
-
-/// Whether a node is a voter, at this address, and no change of the membership is under way.
-fn is_voter_at(
-    membership: &openraft::Membership<NodeId, BasicNode>,
-    id: NodeId,
-    address: &str,
-) -> bool {
-    match membership.get_joint_config().as_slice() {
-        [voters] => {
-            voters.contains(&id) && membership.get_node(&id).is_some_and(|n| n.addr == address)
-        }
-        _ => false,
-    }
-}
-
 /// The voters' addresses, for messages.
 fn voters(membership: &super::disk::Membership) -> String {
     let ids: HashSet<NodeId> = membership.voter_ids().collect();
@@ -1105,127 +820,5 @@ async fn failure(raft: &Raft<TypeConfig>) -> String {
             Ok(()) => String::new(),
         },
         Err(_) => "its task has ended".to_owned(),
-    }
-}
-
-/// Makes the outgoing links of Raft.
-struct Network(Arc<Node>);
-
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Link;
-
-    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Link {
-        Link {
-            target,
-            address: node.addr.clone(),
-            node: Arc::clone(&self.0),
-        }
-    }
-}
-
-/// Raft's way to one node. Cheap; the connection behind it is shared.
-struct Link {
-    target: NodeId,
-    /// Where it was when the link was made.
-    address: String,
-    node: Arc<Node>,
-}
-
-type Rpc<T, E = RaftError<NodeId>> = Result<T, RPCError<NodeId, BasicNode, E>>;
-
-impl Link {
-    async fn call<E: std::error::Error>(&self, request: Request) -> Rpc<Reply, E> {
-        // Nodes move: the membership has the present address.
-        let moved = self.node.raft().and_then(|raft| {
-            let metrics = raft.server_metrics();
-            let metrics = metrics.borrow();
-            let node = metrics
-                .membership_config
-                .membership()
-                .get_node(&self.target);
-            node.map(|node| node.addr.clone())
-        });
-        let address = moved.as_ref().unwrap_or(&self.address);
-        match self
-            .node
-            .peer(address, Some(self.target))
-            .call(&request)
-            .await
-        {
-            Ok(Reply::Failed(text)) => Err(RPCError::Network(NetworkError::new(
-                &io::Error::other(text),
-            ))),
-            Ok(reply) => Ok(reply),
-            Err(error @ CallError::NotSent(_)) => {
-                Err(RPCError::Unreachable(Unreachable::new(&error)))
-            }
-            Err(error @ CallError::Lost(_)) => Err(RPCError::Network(NetworkError::new(&error))),
-        }
-    }
-}
-
-fn unexpected<E: std::error::Error>() -> RPCError<NodeId, BasicNode, E> {
-    let error = io::Error::from(io::ErrorKind::InvalidData);
-    RPCError::Network(NetworkError::new(&error))
-}
-
-impl RaftNetwork<TypeConfig> for Link {
-    async fn append_entries(
-        &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
-    ) -> Rpc<AppendEntriesResponse<NodeId>> {
-        let sent = (self.node.clock)();
-        let term = rpc.vote.leader_id().term;
-        match self.call(Request::Append(rpc)).await? {
-            Reply::Append(response) => {
-                let followed = matches!(
-                    response,
-                    AppendEntriesResponse::Success
-                        | AppendEntriesResponse::PartialSuccess(_)
-                        | AppendEntriesResponse::Conflict
-                );
-                if followed {
-                    let mut contact = lock(&self.node.contact);
-                    let last = contact.followers.entry(self.target).or_insert((term, sent));
-                    *last = (*last).max((term, sent));
-                }
-                Ok(response)
-            }
-            _ => Err(unexpected()),
-        }
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        rpc: InstallSnapshotRequest<TypeConfig>,
-        _option: RPCOption,
-    ) -> Rpc<InstallSnapshotResponse<NodeId>, RaftError<NodeId, InstallSnapshotError>> {
-        match self.call(Request::Snapshot(rpc.into())).await? {
-            Reply::Snapshot(response) => Ok(response),
-            Reply::SnapshotMismatch(mismatch) => {
-                let error = RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch));
-                Err(RPCError::RemoteError(openraft::error::RemoteError::new(
-                    self.target,
-                    error,
-                )))
-            }
-            _ => Err(unexpected()),
-        }
-    }
-
-    async fn vote(
-        &mut self,
-        rpc: VoteRequest<NodeId>,
-        _option: RPCOption,
-    ) -> Rpc<VoteResponse<NodeId>> {
-        match self.call(Request::Vote(rpc)).await? {
-            Reply::Vote(response) => Ok(response),
-            _ => Err(unexpected()),
-        }
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff::new(std::iter::repeat(PAUSE * 2))
     }
 }

@@ -12,7 +12,7 @@ use crate::types::Moment;
 
 /// How many answered requests are remembered, so that a request sent twice (a Raft leader died before it could answer)
 /// is carried out once.
-const REMEMBERED: usize = 256;
+const REMEMBERED: usize = 512;
 
 /// Identifies one request of one process; a repetition carries the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

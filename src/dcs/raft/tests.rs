@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,15 +35,19 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl F
     }
 }
 
-/// Addresses nobody listens on at the moment.
+/// Addresses nobody listens on at the moment, below the ports that outgoing connections get.
 async fn addresses(count: usize) -> Vec<String> {
-    let mut held = Vec::new();
-    for _ in 0..count {
-        held.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut free = Vec::new();
+    while free.len() < count {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (std::process::id() * 101 + number) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).await.is_ok() {
+            free.push(address);
+        }
     }
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect()
+    free
 }
 
 /// Nodes that can be stopped, started and cut off from each other.
@@ -287,7 +292,7 @@ async fn a_node_that_lost_its_disk_joins_again_as_another_voter() {
     nodes.up(lost).await;
     let joined = nodes.running[lost].as_ref().unwrap().clone();
     until("admission", || async {
-        joined.0.node.votes().then_some(())
+        joined.0.node.votes_for(&joined.0.node).then_some(())
     })
     .await;
     let file = read_node(nodes.disks[lost].path());
@@ -344,7 +349,7 @@ async fn a_new_node_joins_a_single_one() {
     nodes.up(1).await;
     let joined = nodes.running[1].as_ref().unwrap();
     until("admission", || async {
-        joined.0.node.votes().then_some(())
+        joined.0.node.votes_for(&joined.0.node).then_some(())
     })
     .await;
     written(&nodes.store(1, "b"), "after").await;
@@ -365,7 +370,7 @@ async fn a_node_that_moves_is_found_again() {
     nodes.up(2).await;
     let moved = nodes.running[2].as_ref().unwrap();
     until("the new address", || async {
-        moved.0.node.votes().then_some(())
+        moved.0.node.votes_for(&moved.0.node).then_some(())
     })
     .await;
     nodes.down(1).await;
@@ -479,4 +484,82 @@ async fn a_large_document_is_refused_and_a_big_one_travels() {
         history(&store, &text(900_000)).await,
         Write::Done(_)
     ));
+}
+
+#[tokio::test]
+async fn an_old_disk_that_was_replaced_comes_back() {
+    let mut nodes = Nodes::start(3).await;
+    written(&nodes.store(0, "a"), "before").await;
+    nodes.down(2).await;
+    let old = std::mem::replace(&mut nodes.disks[2], tempfile::tempdir().unwrap());
+    nodes.up(2).await;
+    let second = nodes.running[2].as_ref().unwrap().clone();
+    until("admission of the new disk", || async {
+        second.0.node.votes_for(&second.0.node).then_some(())
+    })
+    .await;
+    drop(second);
+    nodes.down(2).await;
+    nodes.disks[2] = old;
+    nodes.up(2).await;
+    until("admission of the old disk", || async {
+        let node = |index: usize| &nodes.running[index].as_ref().unwrap().0.node;
+        (node(2).votes_for(node(0)) && node(2).votes_for(node(1))).then_some(())
+    })
+    .await;
+    nodes.down(1).await;
+    written(&nodes.store(2, "c"), "with two").await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_for_a_while_is_used_again() {
+    let nodes = Nodes::start(1).await;
+    let mut identity = identity("a");
+    identity.retry_timeout = Duration::from_secs(2);
+    let store = nodes.running[0].as_ref().unwrap().store(&identity);
+    written(&store, "before").await;
+    // The log is rewritten after some time; a directory in the place of the new file makes that fail.
+    let obstacle = nodes.disks[0].path().join("howdah.raft/log.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    let mut turn = 0;
+    until("the failure", || {
+        turn += 1;
+        let (store, text) = (&store, format!(r#"{{"optime":{turn}}}"#));
+        async move {
+            for _ in 0..100 {
+                if !matches!(history(store, &text).await, Write::Done(_)) {
+                    return Some(());
+                }
+            }
+            None
+        }
+    })
+    .await;
+    assert!(store.load(Freshness::Recent).await.is_err());
+    std::fs::remove_dir(&obstacle).unwrap();
+    written(&store, "after").await;
+}
+
+#[tokio::test]
+async fn a_witness_votes() {
+    let mut nodes = Nodes::prepare(3).await;
+    let settings = Settings {
+        cluster: String::new(),
+        ..nodes.settings(2)
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let task = tokio::spawn(witness(settings, async {
+        let _ = stopped.await;
+    }));
+    nodes.up(0).await;
+    nodes.up(1).await;
+    written(&nodes.store(0, "a"), "before").await;
+    nodes.down(0).await;
+    written(&nodes.store(1, "b"), "after").await;
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
+    let mut identity = identity("b");
+    identity.retry_timeout = Duration::from_secs(2);
+    let store = nodes.running[1].as_ref().unwrap().store(&identity);
+    assert!(matches!(put(&store, "lost").await, Write::Unknown(_)));
 }

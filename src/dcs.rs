@@ -143,6 +143,7 @@ pub trait Dcs: Send + Sync {
 
     /// A counter that changes whenever something relevant below the base path may have changed. Level-triggered: the
     /// receiver reloads; a missed intermediate value is no loss. A backend also bumps it when its watch had to restart.
+    /// What counts as relevant is [`news::is_news`]; what every node writes in every turn does not.
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Creates the leader key with my name on my session, only if absent.

@@ -8,6 +8,7 @@
 
 mod address;
 mod pool;
+mod srv;
 mod transport;
 mod watcher;
 
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::pool::{Failure, Kind, Pool, Timings};
+use self::srv::Srv;
 use self::watcher::{Cache, model_revision};
 use super::keys::{self, Keys};
 use super::{
@@ -37,6 +39,10 @@ use crate::types::{MemberName, Moment, Revision};
 pub struct Settings {
     /// `host`, `host:port`, `[::1]:2379` or whole URLs; from `host`, `hosts`, `url` or `proxy`.
     pub hosts: Vec<String>,
+    /// Domain whose service records name the hosts (`srv`, `discovery_srv`, `srv_domain`); counts when `hosts` is empty.
+    pub srv: Option<String>,
+    /// Suffix of the service's name (`srv_suffix`).
+    pub srv_suffix: Option<String>,
     /// `http` (the default when empty) or `https`, for hosts without a scheme.
     pub protocol: String,
     /// User, if etcd has authentication on.
@@ -58,7 +64,15 @@ pub struct Settings {
 /// # Errors
 /// Settings that can never work: no host, a host that is no address, an unreadable certificate.
 pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<Etcd3>> {
-    let urls = address::urls(&settings.hosts, &settings.protocol)?;
+    let srv = settings.srv.as_ref().filter(|_| settings.hosts.is_empty());
+    let srv = srv.map(|domain| Srv {
+        domain: domain.clone(),
+        suffix: settings.srv_suffix.clone(),
+    });
+    let urls = match &srv {
+        Some(_) => Vec::new(),
+        None => address::urls(&settings.hosts, &settings.protocol)?,
+    };
     let tls = transport::tls_config(
         settings.cacert.as_deref(),
         settings.cert.as_deref(),
@@ -71,6 +85,7 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<E
     };
     let pool = Arc::new(Pool::new(
         urls,
+        srv,
         !settings.use_proxies,
         tls,
         credentials,

@@ -107,6 +107,7 @@ impl Backend for OneNode {
                 unknown_authority_is_an_error,
                 no_cacert_means_no_verification,
                 unreadable_certificate_is_a_setting_error,
+                service_records_that_do_not_exist,
             ];
         }
         own![
@@ -119,6 +120,7 @@ impl Backend for OneNode {
             nodes_are_discovered,
             lost_quorum,
             compaction_while_away,
+            lost_answer_is_read_back,
         ]
     }
 }
@@ -127,6 +129,8 @@ fn settings(etcd: &Etcd, user: Option<(&str, &str)>) -> Settings {
     let secured = etcd.certificate("ca.pem").is_some();
     Settings {
         hosts: etcd.addresses(),
+        srv: None,
+        srv_suffix: None,
         protocol: if secured { "https" } else { "http" }.to_owned(),
         username: user.map(|(name, _)| name.to_owned()),
         password: user.map(|(_, password)| password.to_owned()),
@@ -552,6 +556,69 @@ async fn compaction_while_away() -> Outcome {
     Ok(())
 }
 
+/// A write whose answer is lost is read back through another node, not repeated.
+async fn lost_answer_is_read_back() -> Outcome {
+    let etcd = nodes(1).await?;
+    let through = async || {
+        let first = Proxy::start(&etcd.address(0)).await;
+        let second = Proxy::start(&etcd.address(0)).await;
+        let settings = Settings {
+            hosts: vec![first.address.to_string(), second.address.to_string()],
+            use_proxies: true,
+            ..settings(&etcd, None)
+        };
+        (first, second, open("a", &settings))
+    };
+    let mut admin = etcd.admin_of(0).await?;
+
+    let (proxy, _other, store) = through().await;
+    let first = done(
+        store
+            .put(Document::Config, "{\"v\":1}", Expect::Absent)
+            .await,
+    )?;
+    proxy.cut(Cut::AnswersLost);
+    let second = done(
+        store
+            .put(Document::Config, "{\"v\":2}", Expect::At(first))
+            .await,
+    )?;
+    let stored = admin.get("/service/demo/config", None).await?;
+    let stored = stored.kvs().first().context("no config")?;
+    ensure!(stored.version() == 2, "written {} times", stored.version());
+    ensure!(stored.mod_revision() == i64::try_from(second.0)?);
+
+    // The empty `initialize` could be anybody's: finding it proves nothing.
+    let (proxy, _other, store) = through().await;
+    store.load(Freshness::Latest).await?;
+    proxy.cut(Cut::AnswersLost);
+    let claim = store.put(Document::Initialize, "", Expect::Absent).await;
+    ensure!(matches!(claim, Write::Unknown(_)), "{claim:?}");
+    ensure!(
+        admin
+            .get("/service/demo/initialize", None)
+            .await?
+            .kvs()
+            .len()
+            == 1
+    );
+
+    // Reads and renewals go to the next node by themselves.
+    let (proxy, _other, store) = through().await;
+    let lease = done(store.acquire().await)?;
+    proxy.cut(Cut::AnswersLost);
+    done(store.renew(&lease).await)?;
+    done(store.release(lease).await)?;
+    ensure!(
+        admin
+            .get("/service/demo/leader", None)
+            .await?
+            .kvs()
+            .is_empty()
+    );
+    Ok(())
+}
+
 async fn token_of_a_restarted_server() -> Outcome {
     let etcd = secured_server().await?;
     let store: Store = open("a", &settings(&etcd, Some(("howdah", "secret"))));
@@ -661,5 +728,18 @@ async fn unreadable_certificate_is_a_setting_error() -> Outcome {
         format!("{error:#}").contains("/nonexistent/ca.pem"),
         "{error:#}"
     );
+    Ok(())
+}
+
+async fn service_records_that_do_not_exist() -> Outcome {
+    let settings = Settings {
+        srv: Some("nowhere.invalid".to_owned()),
+        ..Settings::default()
+    };
+    let load = connect(&identity("a", BASE), &settings)?;
+    let bound = RETRY + Duration::from_secs(1);
+    let error = tokio::time::timeout(bound, load.load(Freshness::Latest)).await?;
+    let error = error.err().context("read from nobody")?;
+    ensure!(error.to_string().contains("no service record"), "{error}");
     Ok(())
 }

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tonic::Code;
 use tonic::codegen::http::Uri;
 
+use super::srv::{self, Srv};
 use super::transport::{self, Patience};
 use super::unpoisoned;
 use crate::clock;
@@ -149,6 +150,8 @@ enum Attempt {
 /// The nodes of one etcd cluster.
 pub(super) struct Pool {
     configured: Vec<String>,
+    /// Where to look for hosts instead.
+    srv: Option<Srv>,
     discovers: bool,
     tls: Arc<ClientConfig>,
     credentials: Mutex<Option<(String, String)>>,
@@ -162,12 +165,16 @@ pub(super) struct Pool {
     moved_on: Notify,
 }
 
+/// Stands for a node while none is known.
+const NO_NODE: &str = "(no service record found)";
+
 /// The fewest seconds that one attempt gets.
 const LEAST_SHARE: Duration = Duration::from_secs(1);
 
 impl Pool {
     pub(super) fn new(
         urls: Vec<String>,
+        srv: Option<Srv>,
         discovers: bool,
         tls: Arc<ClientConfig>,
         credentials: Option<(String, String)>,
@@ -176,6 +183,7 @@ impl Pool {
         let list = urls.iter().map(|url| Node::new(url)).collect();
         Pool {
             configured: urls,
+            srv,
             discovers,
             tls,
             credentials: Mutex::new(credentials),
@@ -233,6 +241,9 @@ impl Pool {
         let mut logins = 0;
         let mut pause = Duration::from_millis(100);
         let mut last = error(&self.current().url, "no time left to ask");
+        if self.known_nodes() == 0 {
+            self.look_up(deadline).await;
+        }
         loop {
             let (node, nodes) = self.next_node();
             let remaining = clock::now().until(deadline);
@@ -277,6 +288,7 @@ impl Pool {
             failures += 1;
             if failures.is_multiple_of(nodes.max(1)) {
                 self.all_failed();
+                self.look_up(deadline).await;
                 let jitter = pause.mul_f64(rand::random::<f64>() / 2.0);
                 if clock::now() + pause + jitter >= deadline {
                     return Err(Failure::Unreachable(last));
@@ -475,14 +487,11 @@ impl Pool {
     }
 
     fn next_node(&self) -> (Arc<Node>, usize) {
-        let mut nodes = unpoisoned(&self.nodes);
-        if nodes.list.is_empty() {
-            // Only a settings object without hosts gets here; an address that nobody listens on gives the honest error.
-            nodes.list.push(Node::new("http://127.0.0.1:2379"));
-        }
+        let nodes = unpoisoned(&self.nodes);
         let count = nodes.list.len();
-        let index = nodes.current % count;
-        (Arc::clone(&nodes.list[index]), count)
+        let node = nodes.list.get(nodes.current % count.max(1)).map(Arc::clone);
+        // DNS has not named any node yet. The placeholder is no URL, so that nothing is sent and the error says why.
+        (node.unwrap_or_else(|| Node::new(NO_NODE)), count)
     }
 
     /// Moves on from a node that failed, unless somebody else already has.
@@ -503,6 +512,23 @@ impl Pool {
     fn all_failed(&self) {
         let mut nodes = unpoisoned(&self.nodes);
         for url in &self.configured {
+            if !nodes.list.iter().any(|node| node.url == *url) {
+                nodes.list.push(Node::new(url));
+            }
+        }
+    }
+
+    /// Adds what DNS knows, where DNS is what is configured.
+    async fn look_up(&self, deadline: Moment) {
+        let Some(srv) = &self.srv else {
+            return;
+        };
+        let left = clock::now().until(deadline);
+        let Ok(urls) = tokio::time::timeout(left, srv::urls(srv)).await else {
+            return;
+        };
+        let mut nodes = unpoisoned(&self.nodes);
+        for url in &urls {
             if !nodes.list.iter().any(|node| node.url == *url) {
                 nodes.list.push(Node::new(url));
             }

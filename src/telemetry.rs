@@ -64,7 +64,7 @@ pub fn install(settings: &Settings) -> anyhow::Result<()> {
         )?))),
     };
     let mut filter = format!(
-        "{},h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=error",
+        "{},h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=off",
         level(&settings.level)
     );
     for (module, wanted) in &settings.loggers {

@@ -39,7 +39,7 @@ use crate::types::{MemberName, Moment, Revision};
 pub struct Settings {
     /// `host`, `host:port`, `[::1]:2379` or whole URLs; from `host`, `hosts`, `url` or `proxy`.
     pub hosts: Vec<String>,
-    /// Domain whose service records name the hosts (`srv`, `discovery_srv`, `srv_domain`); counts when `hosts` is empty.
+    /// Domain whose service records name the hosts (`srv`, `discovery_srv`, `srv_domain`); tried before `hosts`.
     pub srv: Option<String>,
     /// Suffix of the service's name (`srv_suffix`).
     pub srv_suffix: Option<String>,
@@ -64,14 +64,14 @@ pub struct Settings {
 /// # Errors
 /// Settings that can never work: no host, a host that is no address, an unreadable certificate.
 pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<Etcd3>> {
-    let srv = settings.srv.as_ref().filter(|_| settings.hosts.is_empty());
-    let srv = srv.map(|domain| Srv {
+    let srv = settings.srv.as_ref().map(|domain| Srv {
         domain: domain.clone(),
         suffix: settings.srv_suffix.clone(),
     });
-    let urls = match &srv {
-        Some(_) => Vec::new(),
-        None => address::urls(&settings.hosts, &settings.protocol)?,
+    let urls = if srv.is_some() && settings.hosts.is_empty() {
+        Vec::new()
+    } else {
+        address::urls(&settings.hosts, &settings.protocol)?
     };
     let tls = transport::tls_config(
         settings.cacert.as_deref(),

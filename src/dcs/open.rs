@@ -58,6 +58,8 @@ pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store
 fn etcd3_settings(section: &crate::config::Etcd) -> super::etcd3::Settings {
     super::etcd3::Settings {
         hosts: section.endpoints.clone(),
+        srv: section.srv.clone(),
+        srv_suffix: section.srv_suffix.clone(),
         protocol: if section.https { "https" } else { "http" }.to_owned(),
         username: section.username.clone(),
         password: section

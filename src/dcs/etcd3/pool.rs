@@ -180,7 +180,11 @@ impl Pool {
         credentials: Option<(String, String)>,
         timings: Timings,
     ) -> Self {
-        let list = urls.iter().map(|url| Node::new(url)).collect();
+        // Where DNS is to be asked first, the first call does.
+        let list = match srv {
+            Some(_) => Vec::new(),
+            None => urls.iter().map(|url| Node::new(url)).collect(),
+        };
         Pool {
             configured: urls,
             srv,
@@ -243,6 +247,9 @@ impl Pool {
         let mut last = error(&self.current().url, "no time left to ask");
         if self.known_nodes() == 0 {
             self.look_up(deadline).await;
+            if self.known_nodes() == 0 {
+                self.all_failed();
+            }
         }
         loop {
             let (node, nodes) = self.next_node();

@@ -253,7 +253,7 @@ mod tests {
         endless.extend([0xc0, 12]);
         for message in [
             &[][..],
-            &[0; 11],
+            &[0; 7],
             &endless,
             &[0, 0, 0x80, 0, 0, 0, 0, 9, 0, 0, 0, 0],
         ] {

@@ -463,11 +463,9 @@ impl Instance {
             .sample
             .as_ref()
             .is_some_and(|sample| sample.in_recovery);
-        let upstream = self.follows.clone().unwrap_or(Upstream::Nobody);
-        let way = if standby {
-            Way::Standby(&upstream)
-        } else {
-            Way::Primary
+        let way = match (&self.follows, standby) {
+            (Some(upstream), true) => Way::Standby(upstream),
+            (None, _) | (_, false) => Way::AsItIs,
         };
         let previous = old.layout(version, &way, limits).wanted.parameters;
         let mut layout = self.plan.layout(version, &way, limits);

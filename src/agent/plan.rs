@@ -30,6 +30,9 @@ pub(super) enum Way<'a> {
     Primary,
     /// As a standby of this server.
     Standby(&'a Upstream),
+    /// As it does: its recovery settings stay as they are on disk. A running primary keeps those it was promoted with, since
+    /// taking them out would only be reported as a change that waits for a restart.
+    AsItIs,
 }
 
 /// The files to write and how to start with them.
@@ -62,6 +65,7 @@ impl Plan {
             control: match way {
                 Way::Primary => None,
                 Way::Standby(_) => limits,
+                Way::AsItIs => None,
             },
             without_hot_standby: false,
             force_feedback: false,
@@ -70,6 +74,7 @@ impl Plan {
         let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();
         let (recovery, passwords) = match way {
             Way::Primary => (Recovery::Removed, None),
+            Way::AsItIs => (Recovery::Untouched, None),
             Way::Standby(upstream) => {
                 let (settings, passwords) = self.recovery(major, upstream);
                 problems.extend(settings.problems.iter().map(ToString::to_string));

@@ -379,9 +379,6 @@ impl Work {
             Promoted::InProduction => {}
             Promoted::Exited => bail!("PostgreSQL ended while it was being promoted"),
         }
-        let layout = self.plan.layout(self.version, &Way::Primary, None);
-        write::write(settings, &layout.wanted)?;
-        process::reload(&postmaster)?;
         Ok(Ended {
             follows: None,
             divergence: Some(Divergence::Unchecked),

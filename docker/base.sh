@@ -66,6 +66,8 @@ rm -f "$root.log"
 printf 'path-exclude /usr/share/doc/*\npath-include /usr/share/doc/*/copyright\npath-exclude /usr/share/man/*\npath-exclude /usr/share/locale/*\npath-exclude /usr/share/info/*\npath-exclude /usr/share/lintian/*\n' \
     > "$root/etc/dpkg/dpkg.cfg.d/slim"
 printf 'APT::Install-Recommends "false";\nAcquire::Languages "none";\n' > "$root/etc/apt/apt.conf.d/slim"
+# The release in preparation: a mirror that lags a few days is no attack.
+[ "$suite" != forky ] || echo 'Acquire::Check-Valid-Until "false";' > "$root/etc/apt/apt.conf.d/in-preparation"
 {
     echo "deb $mirror $suite main"
     if [ "$suite" != forky ]; then

@@ -163,7 +163,7 @@ fn container() -> Option<init::Container> {
     Some(init::Container {
         data_dir: PathBuf::from(data_dir),
         user: "postgres".to_owned(),
-        socket_dir: PathBuf::from("/run/postgresql"),
+        socket_dir: PathBuf::from("/var/run/postgresql"),
     })
 }
 

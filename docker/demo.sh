@@ -19,10 +19,12 @@ compose() {
 
 password() { od -An -N12 -tx1 /dev/urandom | tr -d ' \n'; }
 
-if [ ! -e "$secrets" ]; then
-    mkdir -p target
-    (umask 077; printf 'PATRONI_SUPERUSER_PASSWORD=%s\nPATRONI_REPLICATION_PASSWORD=%s\n' "$(password)" "$(password)" > "$secrets")
-fi
+# Made once, kept until `make demo-down`.
+mkdir -p target
+(umask 077; touch "$secrets")
+for user in SUPERUSER REPLICATION RAFT; do
+    grep -q "^PATRONI_${user}_PASSWORD=" "$secrets" || echo "PATRONI_${user}_PASSWORD=$(password)" >> "$secrets"
+done
 
 if [ "$action" = down ]; then
     compose down --volumes --remove-orphans

@@ -58,6 +58,8 @@ pub struct Agent {
     dynamic: config::dynamic::Dynamic,
     config_revision: Option<crate::types::Revision>,
     compared_initial_settings: bool,
+    /// The role for which the settings in force were put together.
+    configured_for: Option<Role>,
     settings: ha::observation::Settings,
     heartbeat_every_turn: bool,
 
@@ -71,11 +73,16 @@ pub struct Agent {
     instance: instance::Instance,
     role: Role,
     job: job::JobSlot,
+    patience: job::Patience,
+    /// The plan that the running job writes.
+    job_plan: Option<Arc<plan::Plan>>,
     peers: peers::Peers,
 
     held: Option<lease::Held>,
     authority: Authority,
     guard: Guard,
+    /// Init may hold a promise, perhaps one of this agent's predecessor.
+    guard_armed: bool,
     memory: ha::Memory,
 
     view: ViewSender,
@@ -84,6 +91,7 @@ pub struct Agent {
     restarting: Option<oneshot::Sender<RestartOutcome>>,
     scheduled_restart: Option<ScheduledRestart>,
     reload_requested: bool,
+    signals: Signals,
     stopping: bool,
 
     next_turn: Moment,
@@ -108,6 +116,11 @@ impl Agent {
     fn arm_watchdog(&mut self) {}
 
     fn feed_watchdog(&mut self) {}
+
+    /// A turn no later than this.
+    fn wake_by(&mut self, at: Moment) {
+        self.wake_at = Some(self.wake_at.map_or(at, |sooner| sooner.min(at)));
+    }
 
     /// name → api_url of all members, me included (spec/dcs.md §2.9).
     fn failsafe_topology(

@@ -111,5 +111,11 @@ fn running_standby(turn: &mut Turn<'_>, cluster: &crate::cluster::Cluster) -> (S
     }
 }
 
+/// Whether PostgreSQL accepts writes here, or may soon without another decision. Doubt counts as yes.
+#[must_use]
+pub fn may_write(observation: &Observation) -> bool {
+    deadline::is_or_may_become_primary(observation)
+}
+
 /// A concern that passes.
 const PASS: Choice = None;

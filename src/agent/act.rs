@@ -18,6 +18,8 @@ use super::{Agent, End};
 pub(super) enum Next {
     /// Decide again.
     Again,
+    /// The step is not carried out now; the turn ends.
+    Later,
     /// Leave the loop.
     End(End),
 }
@@ -38,6 +40,11 @@ impl Agent {
             Step::ForgetLease => self.forget_lease(why),
             Step::Write(write) => self.write(write, obs).await,
             Step::Start(job) => {
+                if let Some(at) = self.patience.not_before(&job, clock::now()) {
+                    tracing::debug!(job = ?job, "has just failed; waiting");
+                    self.wake_by(at);
+                    return Next::Later;
+                }
                 self.start_job(job, why, obs);
                 obs.job = self.job.view();
             }
@@ -132,24 +139,35 @@ impl Agent {
         let Some(held) = &self.held else { return };
         let stop_by = held.expires_less(self.settings.stop_margin);
         self.authority.grant(stop_by);
-        let kept = if self.settings.pause {
-            self.guard.release()
-        } else {
+        if !self.settings.pause {
             // Init acts in the second half of the margin: the agent itself has the first.
             let reserve = (self.settings.stop_margin / 2).saturating_sub(crate::init::QUIT_LEAD);
-            self.guard
-                .promise(held.expires_less(reserve.max(Duration::from_millis(100))))
-        };
-        if let Err(error) = kept {
-            tracing::error!("{error}");
+            let until = held.expires_less(reserve.max(Duration::from_millis(100)));
+            self.guard_armed = true;
+            if let Err(error) = self.guard.promise(until) {
+                tracing::error!("{error}");
+            }
         }
         self.feed_watchdog();
     }
 
-    /// This node is no primary any more: init need not guard it.
-    pub(super) fn disarm_guard(&mut self) {
-        if let Err(error) = self.guard.release() {
+    /// Init guards PostgreSQL as long as it is, or may become, a primary: with or without a lease. The last promise stands until
+    /// the opposite is proven, also when the lease is gone.
+    pub(super) fn tend_guard(&mut self, obs: &Observation) {
+        if self.settings.pause || !crate::ha::may_write(obs) {
+            self.disarm_guard();
+        } else if !self.guard_armed {
+            self.confirm_lease();
+        }
+    }
+
+    /// Nothing here accepts writes (any more), or the cluster is paused.
+    fn disarm_guard(&mut self) {
+        if std::mem::take(&mut self.guard_armed)
+            && let Err(error) = self.guard.release()
+        {
             tracing::error!("{error}");
+            self.guard_armed = true;
         }
     }
 
@@ -180,10 +198,12 @@ impl Agent {
             tracing::warn!("the leader key is not ours any more: {why}");
         }
         self.authority.revoke();
+        self.publish_not_leader();
     }
 
     async fn release(&mut self, publish: Option<Lsn>, why: &Why, obs: &mut Observation) {
         self.authority.revoke();
+        self.publish_not_leader();
         if let Some(lsn) = publish {
             self.publish_status(obs, Some(lsn)).await;
         }
@@ -191,7 +211,10 @@ impl Agent {
         let reply = self.bounded(self.store.release(held.lease)).await;
         self.note("release the leader key", &reply);
         tracing::info!("released the leader key: {why}");
-        self.disarm_guard();
+        if publish.is_some() {
+            // The shutdown checkpoint is written: no commit can follow.
+            self.disarm_guard();
+        }
         obs.tried.release = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = None;

@@ -43,7 +43,8 @@ impl Agent {
                 true
             }
             Command::Restart { conditions, reply } => {
-                if let Some(job) = self.job.running() {
+                self.make_way();
+                if let Some(job) = self.busy() {
                     send(reply, RestartOutcome::Busy(job_name(job).to_owned()));
                     false
                 } else if self.restart_wanted(&conditions) {
@@ -74,7 +75,8 @@ impl Agent {
                 from_leader,
                 reply,
             } => {
-                if let Some(job) = self.job.running()
+                self.make_way();
+                if let Some(job) = self.busy()
                     && !force
                 {
                     send(reply, ReinitializeOutcome::Busy(job_name(job).to_owned()));
@@ -96,6 +98,19 @@ impl Agent {
                 false
             }
         }
+    }
+
+    /// A comparison of histories only reads: what people ask for goes first, and it is made again.
+    fn make_way(&mut self) {
+        if matches!(self.job.running(), Some(Job::CheckDivergence { .. })) {
+            self.job.cancel();
+        }
+    }
+
+    fn busy(&self) -> Option<&Job> {
+        self.job
+            .running()
+            .filter(|job| !matches!(job, Job::CheckDivergence { .. }))
     }
 
     fn restart_wanted(&self, conditions: &RestartConditions) -> bool {
@@ -154,6 +169,7 @@ impl Agent {
             tracing::warn!("the scheduled restart is {late_ms} ms late and is dropped");
         } else if self.restart_wanted(&restart.conditions) {
             self.queue_restart(&restart.conditions, None);
+            self.wake_by(clock::now());
         } else {
             tracing::info!("the scheduled restart is not done: its conditions do not hold");
         }

@@ -10,15 +10,14 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::cluster::{Cluster, History, HistoryEntry, PendingChange};
-use crate::config::effective::Effective;
 use crate::ha::observation::{Control, Directory, Divergence, Upstream};
 use crate::node::{PgTimestamp, PostgresStatus};
-use crate::postgres::binaries;
 use crate::postgres::changes::{self, Need, SettingRow};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::{self, ControlData};
 use crate::postgres::directory::{self, Contents};
 use crate::postgres::hooks::{Callbacks, Event};
+use crate::postgres::inquire;
 use crate::postgres::observe::{Observer, Sample, Wants};
 use crate::postgres::params::PendingRestart;
 use crate::postgres::pidfile::{self, Found};
@@ -30,9 +29,18 @@ use crate::types::{Lsn, MemberName, Moment, PgVersion, Role, SystemId, Timeline}
 
 use super::plan::{Plan, Way, address_of};
 
+/// A server marks what waits for a restart when its processes have read the files.
+const PENDING_AFTER: Duration = Duration::from_secs(1);
+
 /// The local PostgreSQL between two turns.
 pub(super) struct Instance {
     plan: Arc<Plan>,
+    /// The plan that the files (and a running server) have; `None`: not known, for example of a server found running.
+    applied: Option<Arc<Plan>>,
+    /// The last failure to apply one, so that it is logged once.
+    apply_error: Option<String>,
+    /// When the server shall be asked itself what waits for a restart: a moment after a reload.
+    ask_pending_at: Option<Moment>,
     binaries: PgVersion,
     observer: Observer,
     pub(super) sample: Option<Sample>,
@@ -60,16 +68,33 @@ impl Instance {
     ///
     /// # Errors
     /// No usable binaries; a data directory that is not ours, cannot be read or was made by another major.
-    pub(super) async fn open(plan: Plan) -> anyhow::Result<Self> {
+    pub(super) async fn open(mut plan: Plan) -> anyhow::Result<Self> {
         let settings = &plan.effective.settings;
-        let binaries = binaries_version(&plan.effective).await?;
+        let binaries = inquire::programs_version(settings)
+            .await
+            .context(
+                "run postgres --version; check postgresql.bin_dir (PATRONI_POSTGRESQL_BIN_DIR)",
+            )?
+            .context("postgres --version prints no version; check postgresql.bin_dir")?;
+        match inquire::known_names(settings).await {
+            Ok(names) => plan.known_names = Some(Arc::new(names)),
+            Err(error) => tracing::warn!("cannot list the settings PostgreSQL knows: {error}"),
+        }
+        let settings = &plan.effective.settings;
         let data_dir = &settings.data_dir;
         if data_dir.exists() {
+            if let Err(error) = directory::close_to_others(data_dir) {
+                // Not ours, most likely; the check says it better.
+                tracing::debug!("{error}");
+            }
             directory::check_access(data_dir, rustix::process::geteuid().as_raw())?;
             directory::check_major(data_dir, binaries)?;
         }
         Ok(Instance {
             plan: Arc::new(plan),
+            applied: None,
+            apply_error: None,
+            ask_pending_at: None,
             binaries,
             observer: Observer::new(),
             sample: None,
@@ -439,24 +464,57 @@ impl Instance {
         self.server_version().unwrap_or(self.binaries)
     }
 
-    /// A new plan: a running server gets what a reload can apply; the rest waits for a restart and is shown as pending.
-    pub(super) async fn apply(&mut self, plan: Plan) {
+    /// A new plan. [`Instance::settle_plan`] brings it to a running server; a job that starts one writes it anyway.
+    pub(super) fn set_plan(&mut self, plan: Plan) {
         if plan == *self.plan {
             return;
         }
-        let old = std::mem::replace(&mut self.plan, Arc::new(plan));
-        if old.effective.settings != self.plan.effective.settings {
+        if plan.effective.settings != self.plan.effective.settings {
             self.observer.forget();
         }
-        if self.sample.is_none() || self.postmaster.is_none() {
-            return;
-        }
-        if let Err(error) = self.apply_running(&old).await {
-            tracing::error!("the changed PostgreSQL configuration is not applied: {error:#}");
-        }
+        self.plan = Arc::new(plan);
     }
 
-    async fn apply_running(&mut self, old: &Plan) -> anyhow::Result<()> {
+    /// A job has written the files by this plan; `None`: it is not certain what they say.
+    pub(super) fn set_applied(&mut self, plan: Option<Arc<Plan>>) {
+        self.applied = plan;
+    }
+
+    /// Whether the running server has another configuration than the plan's.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.sample.is_some() && self.applied.as_ref() != Some(&self.plan)
+    }
+
+    /// Gives a running server what a reload can apply; the rest waits for a restart and is shown as pending. For a server found
+    /// running this is the attachment (spec/postgres-management.md §3.2).
+    pub(super) async fn settle_plan(&mut self, now: Moment, limit: Duration) {
+        if !self.is_unsettled() {
+            return;
+        }
+        let applied = tokio::time::timeout(limit, self.apply_running(now)).await;
+        let error = match applied {
+            Ok(Ok(())) => {
+                self.applied = Some(Arc::clone(&self.plan));
+                None
+            }
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(_) => {
+                self.observer.forget();
+                Some(format!(
+                    "PostgreSQL does not answer within {} ms",
+                    limit.as_millis()
+                ))
+            }
+        };
+        if let Some(error) = &error
+            && self.apply_error.as_ref() != Some(error)
+        {
+            tracing::error!("the PostgreSQL configuration is not applied: {error}");
+        }
+        self.apply_error = error;
+    }
+
+    async fn apply_running(&mut self, now: Moment) -> anyhow::Result<()> {
         let version = self.version();
         let limits = self.control.as_ref().map(|control| control.limits);
         let standby = self
@@ -464,16 +522,22 @@ impl Instance {
             .as_ref()
             .is_some_and(|sample| sample.in_recovery);
         let way = match (&self.follows, standby) {
+            (_, false) => Way::Primary,
             (Some(upstream), true) => Way::Standby(upstream),
-            (None, _) | (_, false) => Way::AsItIs,
+            // Whom it follows is not ours to guess: its recovery settings stay.
+            (None, true) => Way::AnyStandby,
         };
-        let previous = old.layout(version, &way, limits).wanted.parameters;
+        let previous = self
+            .applied
+            .as_ref()
+            .map(|old| old.layout(version, &way, limits).wanted.parameters)
+            .unwrap_or_default();
         let mut layout = self.plan.layout(version, &way, limits);
         for problem in &layout.problems {
             tracing::warn!("{problem}");
         }
         let Some(session) = self.session() else {
-            return Ok(());
+            bail!("no connection to PostgreSQL");
         };
         let rows = setting_rows(session).await?;
         let comparison = changes::compare(&layout.wanted.parameters, &previous, &rows);
@@ -497,14 +561,13 @@ impl Instance {
         let written = write::write(&self.plan.effective.settings, &layout.wanted)?;
         if comparison.rewrite || written.need() != Need::Nothing {
             self.reload()?;
-            self.callback(
-                Event::OnReload,
-                if standby {
-                    Role::Replica
-                } else {
-                    Role::Primary
-                },
-            );
+            self.ask_pending_at = Some(now + PENDING_AFTER);
+            let role = if standby {
+                Role::Replica
+            } else {
+                Role::Primary
+            };
+            self.callback(Event::OnReload, role);
         } else {
             tracing::info!("No PostgreSQL configuration items changed, nothing to reload.");
         }
@@ -512,6 +575,40 @@ impl Instance {
         pending.extend(layout.raised);
         self.set_pending(pending);
         Ok(())
+    }
+
+    /// When [`Instance::ask_pending`] is due.
+    pub(super) fn ask_pending_at(&self) -> Option<Moment> {
+        self.ask_pending_at
+    }
+
+    /// Adds what waits for a restart by the server's own account: it also knows settings that were changed without us.
+    pub(super) async fn ask_pending(&mut self, now: Moment, limit: Duration) {
+        if self.ask_pending_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let Some(session) = self.session() else {
+            return;
+        };
+        let settings = &self.plan.effective.settings;
+        let asking = inquire::pending_restart(session.client(), settings);
+        match tokio::time::timeout(limit, asking).await {
+            Ok(Ok(found)) => {
+                for (name, reason) in found {
+                    let change = PendingChange {
+                        old_value: reason.old_value,
+                        new_value: reason.new_value,
+                    };
+                    self.pending
+                        .get_or_insert_default()
+                        .entry(name)
+                        .or_insert(change);
+                }
+            }
+            Ok(Err(error)) => tracing::warn!("cannot ask what waits for a restart: {error}"),
+            Err(_) => self.observer.forget(),
+        }
+        self.ask_pending_at = None;
     }
 
     /// The history document of this primary (spec/ha.md §19); `None`: the local history file is not there (yet).
@@ -606,61 +703,4 @@ async fn setting_rows(session: &crate::postgres::sql::Session) -> anyhow::Result
             })
         })
         .collect())
-}
-
-/// What `postgres --version` says: `postgres (PostgreSQL) 17.2 (Debian …)`.
-async fn binaries_version(effective: &Effective) -> anyhow::Result<PgVersion> {
-    let mut command = effective.settings.tool("postgres");
-    command.arg("--version");
-    let output = binaries::run_checked(command)
-        .await
-        .context("run postgres --version; check postgresql.bin_dir (PATRONI_POSTGRESQL_BIN_DIR)")?;
-    match parse_version(&output) {
-        Some(version) => Ok(version),
-        None => bail!(
-            "cannot read a version from {:?} (postgres --version)",
-            output.trim()
-        ),
-    }
-}
-
-fn parse_version(output: &str) -> Option<PgVersion> {
-    let word = output
-        .split_whitespace()
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    let numeric: String = word
-        .chars()
-        .take_while(|c| c.is_ascii_digit() || *c == '.')
-        .collect();
-    let mut parts = numeric.split('.').map(|part| part.parse::<u32>().ok());
-    let first = parts.next()??;
-    let second = parts.next().flatten().unwrap_or(0);
-    let third = parts.next().flatten().unwrap_or(0);
-    Some(PgVersion(if first >= 10 {
-        first * 10_000 + second
-    } else {
-        first * 10_000 + second * 100 + third
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_as_the_programs_print_them() {
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 17.2 (Debian 17.2-1)\n"),
-            Some(PgVersion(170_002))
-        );
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 18beta1"),
-            Some(PgVersion(180_000))
-        );
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 9.6.24"),
-            Some(PgVersion(90_624))
-        );
-        assert_eq!(parse_version("command not found"), None);
-    }
 }

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -20,6 +21,8 @@ use crate::types::{Lsn, Moment};
 pub(super) struct Progress {
     /// The stop's safe point: the shutdown checkpoint is written here.
     pub(super) shut_down_at: Option<Lsn>,
+    /// PostgreSQL was told to leave recovery; it cannot be taken back.
+    pub(super) promoting: bool,
     /// One line for people ("base backup: 42 %").
     pub(super) text: Option<String>,
 }
@@ -101,6 +104,8 @@ impl JobSlot {
             while watched.changed().await.is_ok() {
                 wake.notify_one();
             }
+            // The reporter is gone and with it the job, also when it was aborted.
+            wake.notify_one();
         });
         self.running = Some(Running {
             job,
@@ -119,11 +124,10 @@ impl JobSlot {
     /// Collects an ended job; call at the beginning of a turn. Forgets the result shown in the previous turn.
     pub(super) async fn collect(&mut self) {
         self.finished = None;
-        if self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.task.is_finished())
-            && let Some(running) = self.running.take()
+        // Without its reporter a task has ended or is about to.
+        if self.running.as_ref().is_some_and(|running| {
+            running.task.is_finished() || running.progress.has_changed().is_err()
+        }) && let Some(running) = self.running.take()
         {
             let ended = match running.task.await {
                 Ok(ended) => ended,
@@ -154,6 +158,13 @@ impl JobSlot {
             // The abort is seen by `collect`; make sure a turn comes.
             self.wake.notify_one();
         }
+    }
+
+    /// PostgreSQL was told to leave recovery, and the job is not done yet.
+    pub(super) fn is_promoting(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|running| running.progress.borrow().promoting)
     }
 
     /// The core's view.
@@ -190,5 +201,103 @@ impl JobSlot {
         self.running
             .as_ref()
             .and_then(|running| running.progress.borrow().text.clone())
+    }
+}
+
+/// A job that failed is not begun again at once, whoever wakes the loop: twice the time after each failure, up to a limit.
+/// Stops and promotions never wait.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    failed: Option<(std::mem::Discriminant<Job>, Moment, Duration)>,
+}
+
+impl Patience {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    /// Takes the end of a job into account.
+    pub(super) fn note(&mut self, job: &Job, failed: bool, now: Moment) {
+        let kind = std::mem::discriminant(job);
+        let before = self.failed.filter(|(which, ..)| *which == kind);
+        if failed {
+            let wait = before.map_or(Self::FIRST, |(.., wait)| (wait * 2).min(Self::LONGEST));
+            self.failed = Some((kind, now + wait, wait));
+        } else if before.is_some() {
+            self.failed = None;
+        }
+    }
+
+    /// Until when this job has to wait.
+    pub(super) fn not_before(&self, job: &Job, now: Moment) -> Option<Moment> {
+        if matches!(job, Job::Stop { .. } | Job::Promote) {
+            return None;
+        }
+        let (kind, until, _) = self.failed?;
+        (kind == std::mem::discriminant(job) && until > now).then_some(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ha::decision::{StopMode, StopPurpose};
+
+    fn at(millis: u64) -> Moment {
+        Moment(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn what_fails_waits_longer_each_time_and_other_work_does_not_wait() {
+        let start = Job::StartStandby {
+            of: Upstream::Nobody,
+        };
+        let stop = Job::Stop {
+            mode: StopMode::Fast,
+            bound: None,
+            checkpoint: false,
+            purpose: StopPurpose::Shutdown,
+        };
+        let mut patience = Patience::default();
+        assert_eq!(patience.not_before(&start, at(0)), None);
+        patience.note(&start, true, at(0));
+        assert_eq!(patience.not_before(&start, at(10)), Some(at(1000)));
+        assert_eq!(patience.not_before(&Job::CrashRecovery, at(10)), None);
+        assert_eq!(patience.not_before(&start, at(1000)), None);
+        patience.note(&start, true, at(1000));
+        assert_eq!(patience.not_before(&start, at(1001)), Some(at(3000)));
+        for _ in 0..8 {
+            patience.note(&start, true, at(3000));
+        }
+        assert_eq!(patience.not_before(&start, at(3000)), Some(at(13000)));
+        patience.note(&start, false, at(3000));
+        assert_eq!(patience.not_before(&start, at(3000)), None);
+        patience.note(&stop, true, at(0));
+        assert_eq!(patience.not_before(&stop, at(0)), None);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_aborted_job_is_an_event() {
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let mut slot = JobSlot::new();
+                slot.start(Job::CrashRecovery, |_reporter| async move {
+                    let _held = _reporter;
+                    std::future::pending::<Ended>().await
+                });
+                tokio::task::yield_now().await;
+                slot.cancel();
+                let ended = async {
+                    while slot.ended().is_none() {
+                        slot.changed().await;
+                        slot.collect().await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(5), ended)
+                    .await
+                    .unwrap();
+                assert_eq!(slot.ended().unwrap().1.end, JobEnd::Cancelled);
+            })
+            .await;
     }
 }

@@ -17,8 +17,10 @@ use super::Agent;
 use super::publish::state_during;
 use super::work::Work;
 
-/// How long one status query may hold up a turn.
+/// How long one status query may hold up a turn, at most; with a short lease a quarter of it.
 const SAMPLE_LIMIT: Duration = Duration::from_secs(3);
+/// The same for statements that a turn ends with.
+const UPKEEP_LIMIT: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// What the local PostgreSQL is doing now.
@@ -83,7 +85,10 @@ impl Agent {
             let since = *instance.starting_since.get_or_insert_with(clock::now);
             Process::Starting { since }
         };
-        match ready::now(&settings, &postmaster).await {
+        // Releases before 10 are asked on the wire, which may take its time.
+        let look = ready::now(&settings, &postmaster);
+        let limit = self.budget(Duration::from_secs(1));
+        match tokio::time::timeout(limit, look).await.unwrap_or(None) {
             None => starting(&mut self.instance),
             Some(Readiness::Exited) => {
                 self.instance.forget_postmaster();
@@ -102,7 +107,7 @@ impl Agent {
             }
             Some(Readiness::Accepting) => {
                 self.instance.starting_since = None;
-                let limit = self.budget(SAMPLE_LIMIT);
+                let limit = self.budget(SAMPLE_LIMIT.min(self.settings.ttl / 4));
                 match self.instance.take_sample(limit).await {
                     Ok(()) => Process::Up,
                     Err(error) if error.is_not_yet() => starting(&mut self.instance),
@@ -134,6 +139,9 @@ impl Agent {
         let role = match (directory, process, position) {
             (Directory::Empty | Directory::Inaccessible(_), _, _) => Role::Uninitialized,
             (_, Process::Up, Some(Position::Primary { .. })) => Role::Primary,
+            (_, Process::Up, Some(Position::Standby { .. })) if self.job.is_promoting() => {
+                Role::Promoted
+            }
             (_, Process::Up, Some(Position::Standby { .. })) if leads_standby_cluster => {
                 Role::StandbyLeader
             }
@@ -153,6 +161,14 @@ impl Agent {
     /// Begins a job the core decided on.
     pub(super) fn start_job(&mut self, job: Job, why: &Why, obs: &Observation) {
         tracing::info!(job = ?job, "{why}");
+        if matches!(
+            job,
+            Job::Promote | Job::StartPrimary { .. } | Job::Restart { .. }
+        ) && self.held.is_some()
+        {
+            // The guard stands before PostgreSQL can accept its first write.
+            self.confirm_lease();
+        }
         match &job {
             Job::Stop { purpose, .. } => {
                 self.instance.asked_to_stop = true;
@@ -181,6 +197,21 @@ impl Agent {
             | Job::CheckDivergence { .. }
             | Job::CrashRecovery => {}
         }
+        match &job {
+            Job::Bootstrap
+            | Job::Clone { .. }
+            | Job::StartPrimary { .. }
+            | Job::StartStandby { .. }
+            | Job::RestartToFollow { .. }
+            | Job::Promote
+            | Job::Restart { .. }
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {
+                self.instance.set_applied(None);
+                self.job_plan = Some(self.instance.plan());
+            }
+            Job::Stop { .. } | Job::CheckDivergence { .. } | Job::CrashRecovery => {}
+        }
         let work = Work {
             plan: self.instance.plan(),
             version: self.instance.version(),
@@ -208,6 +239,8 @@ impl Agent {
             self.instance.set_pending(raised);
         }
         let done = matches!(ended.end, JobEnd::Done | JobEnd::StoppedAt(_));
+        let failed = matches!(ended.end, JobEnd::Failed(_));
+        self.patience.note(job, failed, clock::now());
         match job {
             Job::StartPrimary { .. }
             | Job::StartStandby { .. }
@@ -224,9 +257,24 @@ impl Agent {
             | Job::Rewind { .. }
             | Job::Replace { .. } => {}
         }
+        let plan = self.job_plan.take();
         if !done {
             self.settle_restart();
             return;
+        }
+        match job {
+            Job::Bootstrap
+            | Job::StartPrimary { .. }
+            | Job::StartStandby { .. }
+            | Job::RestartToFollow { .. }
+            | Job::Promote
+            | Job::Restart { .. } => self.instance.set_applied(plan),
+            Job::Clone { .. }
+            | Job::Stop { .. }
+            | Job::CheckDivergence { .. }
+            | Job::CrashRecovery
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {}
         }
         match job {
             Job::Bootstrap => self.instance.callback(Event::OnStart, Role::Primary),
@@ -245,10 +293,7 @@ impl Agent {
                 self.instance.follows = None;
                 self.instance.callback(Event::OnRoleChange, Role::Primary);
             }
-            Job::Stop { purpose, .. } => {
-                if *purpose == StopPurpose::LostLease || self.held.is_none() {
-                    self.disarm_guard_if_down();
-                }
+            Job::Stop { .. } => {
                 self.instance.divergence = Divergence::Unchecked;
                 self.instance.callback(Event::OnStop, role);
             }
@@ -259,18 +304,6 @@ impl Agent {
             | Job::Replace { .. } => {}
         }
         self.settle_restart();
-    }
-
-    /// A stopped PostgreSQL needs no guard.
-    fn disarm_guard_if_down(&mut self) {
-        if self
-            .instance
-            .postmaster
-            .as_ref()
-            .is_none_or(|postmaster| !postmaster.is_alive())
-        {
-            self.disarm_guard();
-        }
     }
 
     /// Points a running standby elsewhere.
@@ -285,7 +318,17 @@ impl Agent {
     pub(super) async fn upkeep(&mut self, obs: &mut Observation) {
         self.scheduled_restart_due();
         if self.reload_requested {
-            self.reload_local().await;
+            self.reload_local();
+        }
+        if self.job.running().is_none() {
+            self.follow_role();
+            let limit = self.budget(UPKEEP_LIMIT);
+            self.instance.settle_plan(clock::now(), limit).await;
+            let limit = self.budget(UPKEEP_LIMIT);
+            self.instance.ask_pending(clock::now(), limit).await;
+            if let Some(at) = self.instance.ask_pending_at() {
+                self.wake_by(at);
+            }
         }
         if matches!(obs.postgres.position, Some(Position::Primary { .. })) && self.held.is_some() {
             self.instance.checkpoint_after_promote();

@@ -2,14 +2,19 @@
 //!
 //! A plan is immutable; a change of configuration makes a new one. Jobs hold the plan they started with.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use crate::config::effective::Effective;
 use crate::config::{Bootstrap, dynamic};
 use crate::ha::observation::Upstream;
 use crate::postgres::conninfo::{self, PrimaryConninfo};
 use crate::postgres::control::Limits;
 use crate::postgres::params::{
-    self, FollowInputs, PendingRestart, ServerInputs, StandbyCluster, SynchronousNames,
+    self, FollowInputs, Parameters, PendingRestart, ServerInputs, StandbyCluster, SynchronousNames,
 };
+use crate::postgres::render;
 use crate::postgres::write::{Recovery, Wanted};
 use crate::types::{MemberName, PgVersion};
 
@@ -21,6 +26,8 @@ pub(super) struct Plan {
     pub(super) effective: Effective,
     pub(super) standby_cluster: Option<dynamic::StandbyCluster>,
     pub(super) bootstrap: Bootstrap,
+    /// The settings that the `postgres` program knows.
+    pub(super) known_names: Option<Arc<BTreeSet<String>>>,
 }
 
 /// How the server is about to run.
@@ -30,9 +37,28 @@ pub(super) enum Way<'a> {
     Primary,
     /// As a standby of this server.
     Standby(&'a Upstream),
-    /// As it does: its recovery settings stay as they are on disk. A running primary keeps those it was promoted with, since
-    /// taking them out would only be reported as a change that waits for a restart.
-    AsItIs,
+    /// As a standby of whomever the recovery settings on disk name.
+    AnyStandby,
+    /// To the end of the recovery that a custom bootstrap has prepared (spec/postgres-management.md §7.3).
+    Restored(&'a Restored),
+}
+
+/// The recovery of a custom bootstrap.
+#[derive(Debug, Clone)]
+pub(super) struct Restored {
+    /// The section's own recovery settings, if it has any.
+    pub(super) recovery_conf: Option<Parameters>,
+    /// The method's recovery settings stay.
+    pub(super) keep: bool,
+    /// What the local replication host resolves to.
+    pub(super) local_addresses: Vec<IpAddr>,
+}
+
+impl Restored {
+    /// Nobody may connect before the end of recovery.
+    pub(super) fn without_hot_standby(&self, version: PgVersion) -> bool {
+        params::bootstrap_without_hot_standby(self.keep, self.recovery_conf.as_ref(), version)
+    }
 }
 
 /// The files to write and how to start with them.
@@ -60,21 +86,34 @@ impl Plan {
             port: self.effective.settings.port,
             cluster_name: &self.scope,
             version,
-            known_names: None,
+            known_names: self.known_names.as_deref(),
             synchronous_names: SynchronousNames::Configured,
             control: match way {
-                Way::Primary => None,
-                Way::Standby(_) => limits,
-                Way::AsItIs => None,
+                Way::Primary | Way::Restored(_) => None,
+                Way::Standby(_) | Way::AnyStandby => limits,
             },
-            without_hot_standby: false,
+            without_hot_standby: match way {
+                Way::Restored(restored) => restored.without_hot_standby(version),
+                Way::Primary | Way::Standby(_) | Way::AnyStandby => false,
+            },
             force_feedback: false,
             citus_local_host: None,
         });
         let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();
         let (recovery, passwords) = match way {
             Way::Primary => (Recovery::Removed, None),
-            Way::AsItIs => (Recovery::Untouched, None),
+            Way::AnyStandby => (Recovery::Untouched, None),
+            Way::Restored(Restored { keep: true, .. }) => (Recovery::Untouched, None),
+            Way::Restored(Restored {
+                recovery_conf: Some(recovery_conf),
+                ..
+            }) => {
+                let names = self.known_names.as_deref();
+                let settings = params::bootstrap_recovery_settings(recovery_conf, major, names);
+                problems.extend(settings.problems.iter().map(ToString::to_string));
+                (Recovery::Set(settings), None)
+            }
+            Way::Restored(_) => (Recovery::Removed, None),
             Way::Standby(upstream) => {
                 let (settings, passwords) = self.recovery(major, upstream);
                 problems.extend(settings.problems.iter().map(ToString::to_string));
@@ -97,10 +136,22 @@ impl Plan {
                 ident: self.effective.pg_ident.clone(),
                 recovery,
                 passwords,
-                keep_auto_conf: false,
-                bootstrap_hba: None,
+                keep_auto_conf: matches!(way, Way::Restored(Restored { keep: true, .. })),
+                bootstrap_hba: match way {
+                    Way::Restored(restored) => Some(self.bootstrap_hba(restored)),
+                    Way::Primary | Way::Standby(_) | Way::AnyStandby => None,
+                },
             },
         }
+    }
+
+    fn bootstrap_hba(&self, restored: &Restored) -> String {
+        let settings = &self.effective.settings;
+        render::bootstrap_hba(
+            settings.replication.username.as_deref().unwrap_or_default(),
+            settings.superuser.username.as_deref(),
+            &restored.local_addresses,
+        )
     }
 
     /// Recovery settings for following `upstream`, and the password file they need.
@@ -141,7 +192,7 @@ impl Plan {
             major,
             recovery_conf: &self.effective.recovery_conf,
             configured: &self.effective.parameters,
-            known_names: None,
+            known_names: self.known_names.as_deref(),
             standby_cluster,
             primary_conninfo: primary_conninfo.as_deref(),
             primary_slot_name: slot.as_deref(),

@@ -17,9 +17,6 @@ use super::Agent;
 impl Agent {
     /// Publishes the member document (unless the store is silent) and the view, schedules the next turn, logs what changed.
     pub(super) async fn finish(&mut self, began: Moment, obs: &Observation, why: &Why) {
-        if matches!(obs.store, StoreView::Fresh(_)) {
-            self.touch_member(obs).await;
-        }
         let now = clock::now();
         let took = now.since(began);
         let period = self
@@ -34,12 +31,18 @@ impl Agent {
                 "the turn took longer than loop_wait"
             );
         }
+        // A moment that has passed already must not make the loop spin.
+        let soonest = now + Duration::from_millis(20);
         self.next_turn = self
             .wake_at
             .take()
-            .map_or(now + period, |at| at.max(now).min(now + period));
+            .map_or(now + period, |at| at.max(soonest).min(now + period));
         self.log_turn(why);
+        // The API first: it must not wait for the store.
         self.publish_view(obs, why);
+        if matches!(obs.store, StoreView::Fresh(_)) {
+            self.touch_member(obs).await;
+        }
     }
 
     /// One line per decision; the same line twice in a row is for debugging only, unless the old heartbeat is wanted.
@@ -52,7 +55,7 @@ impl Agent {
                 tracing::debug!("{line}");
             }
         } else {
-            tracing::info!("{}{line}", if self.settings.pause { "PAUSE: " } else { "" });
+            tracing::info!("{line}");
             self.last_line = Some(line);
         }
     }
@@ -298,6 +301,11 @@ pub(super) fn state_during(job: Option<&crate::ha::decision::Job>, seen: PgState
         Some(Job::Restart { .. }) => PgState::Restarting,
         Some(Job::Stop { .. }) if seen != PgState::Stopped => PgState::Stopping,
         Some(Job::Stop { .. }) => PgState::Stopped,
+        Some(Job::StartPrimary { .. } | Job::StartStandby { .. } | Job::RestartToFollow { .. })
+            if seen != PgState::Running =>
+        {
+            PgState::Starting
+        }
         Some(
             Job::StartPrimary { .. }
             | Job::StartStandby { .. }

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::dcs::Freshness;
+use crate::dcs::{Freshness, news};
 use crate::ha::observation::{Observation, Outcome, StoreView, Tried};
 use crate::ha::{self, Step};
-use crate::types::Moment;
 
 use super::act::Next;
 use super::{Agent, End};
@@ -40,19 +39,12 @@ enum Wake {
 impl Agent {
     /// Runs until told to stop or until going on would be wrong.
     pub async fn run(mut self) -> End {
-        let mut signals = match super::Signals::new() {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!("cannot listen for signals: {error}");
-                return End::Failure;
-            }
-        };
         loop {
             if let Some(end) = self.turn().await {
                 return end;
             }
             loop {
-                let wake = self.wait(&mut signals).await;
+                let wake = self.wait().await;
                 if self.absorb(wake).await {
                     break;
                 }
@@ -61,7 +53,7 @@ impl Agent {
     }
 
     /// Sleeps until something happens.
-    async fn wait(&mut self, signals: &mut super::Signals) -> Wake {
+    async fn wait(&mut self) -> Wake {
         let now = clock::now();
         let mut until = self.next_turn;
         if let Some(held) = &self.held {
@@ -73,7 +65,7 @@ impl Agent {
         let postmaster = self.instance.postmaster_exit();
         tokio::select! {
             biased;
-            told = signals.next() => match told {
+            told = self.signals.next() => match told {
                 super::Told::Stop => Wake::Stop,
                 super::Told::Reload => Wake::Reload,
             },
@@ -102,7 +94,7 @@ impl Agent {
             Wake::Store => self.store_change_matters().await,
             Wake::Command(command) => self.accept(command),
             Wake::Reload => {
-                self.reload_local().await;
+                self.reload_local();
                 true
             }
             Wake::Stop => {
@@ -120,10 +112,9 @@ impl Agent {
         let budget = self.budget(self.settings.retry_timeout);
         match tokio::time::timeout(budget, self.store.load(Freshness::Recent)).await {
             Ok(Ok(cluster)) => {
-                let matters = self
-                    .last_cluster
-                    .as_deref()
-                    .is_none_or(|last| differs(last, &cluster));
+                let matters = self.last_cluster.as_deref().is_none_or(|last| {
+                    news::is_news_between(&self.me, self.held.is_some(), last, &cluster)
+                });
                 if !matters {
                     self.remember(cluster);
                     self.publish_snapshot();
@@ -207,7 +198,7 @@ impl Agent {
         let store = self.load(freshness).await;
         if let StoreView::Fresh(cluster) = &store {
             let cluster = cluster.clone();
-            self.take_dynamic_configuration(&cluster).await;
+            self.take_dynamic_configuration(&cluster);
         }
         let mut obs = self.observation(store).await;
         let mut end = None;
@@ -220,7 +211,7 @@ impl Agent {
             self.memory = decision.memory;
             why = decision.why;
             if let Some(at) = decision.wake_at {
-                self.wake_at = Some(self.wake_at.map_or(at, |sooner: Moment| sooner.min(at)));
+                self.wake_by(at);
             }
             if decision.step == Step::Rest {
                 break;
@@ -229,19 +220,26 @@ impl Agent {
             obs.tried.steps += 1;
             if obs.tried.steps > STEPS_MAX {
                 tracing::error!(step = ?decision.step, why = %why, "the turn does not come to rest; starting over");
-                self.wake_at = Some(clock::now() + Duration::from_millis(500));
+                self.wake_by(clock::now() + Duration::from_millis(500));
                 break;
             }
             match self.act(decision.step, &why, &mut obs).await {
                 Next::Again => {}
+                Next::Later => break,
                 Next::End(what) => {
                     end = Some(what);
                     break;
                 }
             }
         }
-        self.upkeep(&mut obs).await;
+        self.tend_guard(&obs);
         self.finish(began, &obs, &why).await;
+        if end.is_none() {
+            self.upkeep(&mut obs).await;
+            if let Some(at) = self.wake_at.take() {
+                self.next_turn = self.next_turn.min(at);
+            }
+        }
         end
     }
 
@@ -269,39 +267,6 @@ impl Agent {
             stopping: self.stopping,
         }
     }
-}
-
-/// Whether a decision could depend on the difference. Positions, status and pure heartbeats do not count.
-fn differs(before: &Cluster, after: &Cluster) -> bool {
-    let leader = |c: &Cluster| {
-        c.leader
-            .as_ref()
-            .map(|l| (l.name.clone(), l.session.clone()))
-    };
-    let members = |c: &Cluster| {
-        c.members
-            .values()
-            .map(|m| {
-                (
-                    m.name.clone(),
-                    m.state,
-                    m.role,
-                    m.conn_url.clone(),
-                    m.tags.clone(),
-                    m.timeline,
-                    m.checkpoint_after_promote,
-                )
-            })
-            .collect::<Vec<_>>()
-    };
-    leader(before) != leader(after)
-        || before.initialize != after.initialize
-        || before.config_revision != after.config_revision
-        || before.failover != after.failover
-        || before.sync != after.sync
-        || before.history != after.history
-        || before.failsafe != after.failsafe
-        || members(before) != members(after)
 }
 
 /// The outcome of a store write, without its payload.

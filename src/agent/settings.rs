@@ -52,7 +52,11 @@ pub(super) fn core_settings(
         may_rewind: effective.use_pg_rewind && may_rewind,
         may_replace_diverged: effective.remove_data_directory_on_diverged_timelines,
         may_replace_unrewindable: effective.remove_data_directory_on_rewind_failure,
-        may_clone_without_leader: false,
+        may_clone_without_leader: effective
+            .create_replica_methods
+            .iter()
+            .filter_map(|name| effective.method(name)?.get("no_leader"))
+            .any(|value| crate::config::value::parse_bool(value) == Some(true)),
         watchdog_required: config.watchdog.mode == WatchdogMode::Required,
         use_slots: effective.use_slots,
         hand_over: true,
@@ -62,7 +66,7 @@ pub(super) fn core_settings(
 
 impl Agent {
     /// Accepts a changed dynamic configuration; one that cannot be processed leaves the previous one in force.
-    pub(super) async fn take_dynamic_configuration(&mut self, cluster: &Cluster) {
+    pub(super) fn take_dynamic_configuration(&mut self, cluster: &Cluster) {
         let Some(document) = &cluster.config else {
             return;
         };
@@ -87,14 +91,14 @@ impl Agent {
                     tracing::warn!("dynamic configuration: {warning}");
                 }
                 self.dynamic = dynamic;
-                self.apply_configuration().await;
+                self.apply_configuration();
             }
             Err(error) => tracing::error!("{error}"),
         }
     }
 
     /// SIGHUP, `POST /reload`: reads the local files again; faults leave the old configuration in force.
-    pub(super) async fn reload_local(&mut self) {
+    pub(super) fn reload_local(&mut self) {
         self.reload_requested = false;
         match self.loaded.reload() {
             Ok(loaded) if loaded.config == self.loaded.config => {
@@ -124,13 +128,14 @@ impl Agent {
                 return;
             }
         }
-        self.apply_configuration().await;
+        self.apply_configuration();
     }
 
     /// What follows from the configuration in force: the core's settings, the store's timings, PostgreSQL's files.
-    pub(super) async fn apply_configuration(&mut self) {
+    pub(super) fn apply_configuration(&mut self) {
+        self.configured_for = self.known_role();
         let (effective, warnings) =
-            Effective::build(&self.loaded.config, &self.dynamic, self.known_role());
+            Effective::build(&self.loaded.config, &self.dynamic, self.configured_for);
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -144,12 +149,20 @@ impl Agent {
             effective,
             standby_cluster: self.dynamic.standby_cluster.clone(),
             bootstrap: self.loaded.config.bootstrap.clone(),
+            known_names: self.instance.plan().known_names.clone(),
         };
-        self.instance.apply(plan).await;
+        self.instance.set_plan(plan);
     }
 
     fn known_role(&self) -> Option<Role> {
         (self.role != Role::Uninitialized).then_some(self.role)
+    }
+
+    /// Settings may depend on the role (`parameters_primary` and the like): another role, another configuration.
+    pub(super) fn follow_role(&mut self) {
+        if self.known_role() != self.configured_for {
+            self.apply_configuration();
+        }
     }
 
     /// Whether pg_rewind is usable is known only once the control file is; keeps the core's setting true to it.

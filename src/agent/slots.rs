@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::config::dynamic::{ClusterType, SlotKind};
 use crate::ha::observation::{Observation, Position};
 use crate::postgres::observe::Slot;
 use crate::postgres::slots::{self, IgnoreSlot, PlanInputs, PresentSlot, SlotInputs, SlotMember};
@@ -33,7 +34,7 @@ impl Agent {
             })
             .collect();
         let is_leader = self.held.is_some();
-        let desired = slots::desired(&SlotInputs {
+        let inputs = SlotInputs {
             me: &self.me,
             is_leader,
             leader: cluster.leader.as_ref().map(|leader| &leader.name),
@@ -44,7 +45,21 @@ impl Agent {
             retained: &cluster.status.retain_slots,
             published: &cluster.status.slots,
             version: sample.version,
-        });
+        };
+        let mut desired = slots::desired(&inputs);
+        let here = match self.dynamic.standby_cluster {
+            Some(_) => ClusterType::Standby,
+            None => ClusterType::Primary,
+        };
+        let wanted: Vec<String> = self
+            .dynamic
+            .slots
+            .iter()
+            .filter(|(_, slot)| matches!(slot.kind, SlotKind::Physical))
+            .filter(|(_, slot)| slot.cluster_type.is_none_or(|kind| kind == here))
+            .map(|(name, _)| name.clone())
+            .collect();
+        slots::add_permanent_physical(&mut desired, &inputs, &wanted);
         for (slot, names) in &desired.shared {
             tracing::error!(
                 slot,
@@ -57,7 +72,13 @@ impl Agent {
             .filter(|slot| !slot.temporary)
             .map(present_slot)
             .collect();
-        let permanent: BTreeSet<String> = self.dynamic.slots.keys().cloned().collect();
+        let permanent: BTreeSet<String> = self
+            .dynamic
+            .slots
+            .keys()
+            .filter(|name| !wanted.contains(name))
+            .cloned()
+            .collect();
         let ignored: Vec<IgnoreSlot> = self
             .dynamic
             .ignore_slots

@@ -43,6 +43,8 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         tracing::warn!("{error}");
     }
 
+    // From here on to the end: a signal must not fall between two listeners.
+    let mut signals = super::Signals::new().context("listen for signals")?;
     let now = clock::now();
     let view = NodeView::starting(config.name.clone(), config.scope.clone(), now);
     let instance_id = view.instance.clone();
@@ -84,7 +86,14 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     }
     let client = Client::new(&api::Settings::from_config(&config).client)
         .context("load the certificates of the REST client (ctl section)")?;
-    refuse_a_taken_name(&config, &store, &client, &instance_id).await?;
+    let name = refuse_a_taken_name(&config, &store, &client, &instance_id);
+    tokio::select! {
+        free = name => free?,
+        () = signals.stop() => {
+            tracing::info!("asked to stop while waiting for the store");
+            return Ok(End::Clean);
+        }
+    }
 
     let (effective, warnings) = Effective::build(&config, &dynamic, None);
     for warning in warnings {
@@ -96,6 +105,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         effective: effective.clone(),
         standby_cluster: dynamic.standby_cluster.clone(),
         bootstrap: config.bootstrap.clone(),
+        known_names: None,
     };
     let instance = Instance::open(plan).await?;
     let settings =
@@ -113,6 +123,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         dynamic,
         config_revision: None,
         compared_initial_settings: false,
+        configured_for: None,
         settings,
         store,
         changes,
@@ -123,10 +134,13 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         instance,
         role: Role::Uninitialized,
         job: JobSlot::new(),
+        patience: super::job::Patience::default(),
+        job_plan: None,
         peers: Peers::new(client),
         held: None,
         authority: Authority::new(),
         guard,
+        guard_armed: true,
         memory: crate::ha::Memory::default(),
         view,
         commands,
@@ -134,6 +148,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         restarting: None,
         scheduled_restart: None,
         reload_requested: false,
+        signals,
         stopping: false,
         next_turn: now,
         wake_at: None,
@@ -154,14 +169,10 @@ async fn refuse_a_taken_name(
     client: &Client,
     instance: &str,
 ) -> anyhow::Result<()> {
-    let mut stop = super::Signals::new()?;
     let mut changes = store.changes();
+    let mut said = None;
     loop {
-        let loaded = tokio::select! {
-            loaded = store.load(Freshness::Latest) => loaded,
-            () = stop.stop() => anyhow::bail!("asked to stop while waiting for the store"),
-        };
-        match loaded {
+        match store.load(Freshness::Latest).await {
             Ok(cluster) => {
                 let namesake = cluster
                     .members
@@ -179,11 +190,14 @@ async fn refuse_a_taken_name(
                 return Ok(());
             }
             Err(error) => {
-                tracing::warn!("waiting for the store: {error}");
+                let line = error.to_string();
+                if said.as_ref() != Some(&line) {
+                    tracing::warn!("waiting for the store: {line}");
+                    said = Some(line);
+                }
                 tokio::select! {
                     _ = changes.changed() => {}
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                    () = stop.stop() => anyhow::bail!("asked to stop while waiting for the store"),
                 }
             }
         }

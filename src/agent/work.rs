@@ -16,20 +16,20 @@ use crate::postgres::clone::{self, CloneRequest};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::{self, ControlData};
 use crate::postgres::directory::{self, Removal};
-use crate::postgres::params::PendingRestart;
+use crate::postgres::params::{Parameters, PendingRestart};
 use crate::postgres::pidfile::{self, Found};
 use crate::postgres::process::{self, Postmaster, StartError};
 use crate::postgres::promote::{self, Promoted};
 use crate::postgres::ready::{self, Readiness};
-use crate::postgres::rewind::{self, LocalPosition, RewindRequest, Verdict};
+use crate::postgres::rewind::{self, RewindError, RewindRequest, Verdict};
 use crate::postgres::sql::{Session, Target};
 use crate::postgres::stop::{self, Hooks, Mode};
-use crate::postgres::{Settings, bootstrap, hooks, options, render, single_user, write};
+use crate::postgres::{LocalHost, Settings, bootstrap, hooks, options, render, single_user, write};
 use crate::types::{Lsn, MemberName, PgVersion};
 
 use super::Authority;
 use super::job::{Ended, Reporter};
-use super::plan::{Plan, Way, address_of};
+use super::plan::{Layout, Plan, Restored, Way, address_of};
 
 /// A start that takes longer than this without a timeout of its own is given up (spec/postgres-management.md §3.3: pg_ctl_timeout).
 const CRASH_RECOVERY_LIMIT: Duration = Duration::from_secs(300);
@@ -54,7 +54,7 @@ impl Work {
             Job::StartPrimary { timeout } => self.start_primary(timeout).await,
             Job::StartStandby { of } => self.start_standby(&of).await,
             Job::RestartToFollow { of } => self.restart_to_follow(&of).await,
-            Job::Promote => self.promote().await,
+            Job::Promote => self.promote(&reporter).await,
             Job::Stop {
                 mode,
                 bound,
@@ -89,9 +89,20 @@ impl Work {
             .ok()
             .map(|control| control.limits);
         let layout = self.plan.layout(self.version, way, limits);
+        self.launch(&layout, limit).await?;
+        Ok(layout.raised)
+    }
+
+    async fn launch(&self, layout: &Layout, limit: Duration) -> anyhow::Result<()> {
+        let settings = self.settings();
         for problem in &layout.problems {
             tracing::warn!("{problem}");
         }
+        directory::close_to_others(&settings.data_dir)?;
+        directory::ensure_support(
+            settings,
+            layout.wanted.parameters.get("stats_temp_directory"),
+        )?;
         write::restore(
             settings,
             &layout.wanted.parameters,
@@ -115,7 +126,7 @@ impl Work {
                     &layout.wanted.parameters,
                     layout.wanted.custom_conf.is_some(),
                 )?;
-                Ok(layout.raised)
+                Ok(())
             }
             Ok(Readiness::Stopping | Readiness::Exited) => {
                 bail!("PostgreSQL ended while starting; its reason is in its log output above")
@@ -173,6 +184,9 @@ impl Work {
                 .await?
             }
         }
+        if let Some(section) = &self.plan.bootstrap.custom {
+            return self.finish_custom(section).await;
+        }
         let hba_is_ours = self.plan.effective.pg_hba.is_some()
             || self.plan.effective.parameters.get("hba_file").is_some();
         if !hba_is_ours {
@@ -190,13 +204,102 @@ impl Work {
             .connect()
             .await
             .context("connect to the new cluster")?;
-        bootstrap::create_superuser(session.client(), settings).await?;
-        if let Some(command) = &self.plan.bootstrap.post_bootstrap {
-            bootstrap::post_bootstrap(settings, command, self.version, never()).await?;
-        }
-        bootstrap::create_replication_users(session.client(), settings, self.version).await?;
+        self.populate(&session).await?;
         directory::mark_complete(&settings.data_dir)?;
         Ok(raised)
+    }
+
+    /// Users and the hook (spec/postgres-management.md §7.4).
+    async fn populate(&self, session: &Session) -> anyhow::Result<()> {
+        let settings = self.settings();
+        bootstrap::create_superuser(session.client(), settings).await?;
+        if let Some(command) = &self.plan.bootstrap.post_bootstrap {
+            let never = std::future::pending::<()>();
+            bootstrap::post_bootstrap(settings, command, self.version, never).await?;
+        }
+        bootstrap::create_replication_users(session.client(), settings, self.version).await?;
+        Ok(())
+    }
+
+    /// What a custom method has brought is recovered, with access for this machine only, and then configured like any other primary.
+    async fn finish_custom(
+        &self,
+        section: &serde_json::Map<String, Value>,
+    ) -> anyhow::Result<PendingRestart> {
+        let settings = self.settings();
+        let recovery_conf = section
+            .get("recovery_conf")
+            .and_then(Value::as_object)
+            .map(|map| {
+                map.iter()
+                    .filter(|(_, value)| !value.is_null())
+                    .map(|(name, value)| match value {
+                        Value::String(text) => (name.clone(), text.clone()),
+                        other => (name.clone(), other.to_string()),
+                    })
+                    .collect::<Parameters>()
+            });
+        let restored = Restored {
+            keep: section
+                .get("keep_existing_recovery_conf")
+                .is_some_and(|value| crate::config::value::parse_bool(value) == Some(true)),
+            recovery_conf: recovery_conf.filter(|settings| !settings.is_empty()),
+            local_addresses: local_addresses(settings).await,
+        };
+        write::remove_trigger_file(
+            settings,
+            restored
+                .recovery_conf
+                .as_ref()
+                .unwrap_or(&Parameters::new()),
+        )?;
+        let layout = self
+            .plan
+            .layout(self.version, &Way::Restored(&restored), None);
+        let limit = settings.pg_ctl_timeout.max(Duration::from_secs(60));
+        self.launch(&layout, limit).await?;
+        let session = self.end_of_recovery().await?;
+        self.populate(&session).await?;
+        drop(session);
+
+        let restart = restored.without_hot_standby(self.version)
+            || self.plan.effective.parameters.get("hba_file").is_some()
+            || !layout.raised.is_empty();
+        let postmaster = self
+            .postmaster()
+            .ok_or_else(|| anyhow!("PostgreSQL has ended after its recovery"))?;
+        let raised = if restart {
+            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+            self.start(&Way::Primary, limit).await?
+        } else {
+            let layout = self.plan.layout(self.version, &Way::Primary, None);
+            write::write(settings, &layout.wanted)?;
+            process::reload(&postmaster)?;
+            layout.raised
+        };
+        directory::mark_complete(&settings.data_dir)?;
+        Ok(raised)
+    }
+
+    /// Waits as long as the recovery takes; a session on the server that has left it.
+    async fn end_of_recovery(&self) -> anyhow::Result<Session> {
+        tracing::info!("waiting for end of recovery after bootstrap");
+        loop {
+            if self.postmaster().is_none() {
+                bail!(
+                    "PostgreSQL ended during its recovery; its reason is in its log output above"
+                );
+            }
+            let target = Target::local(self.settings())
+                .named("Patroni")
+                .statement_limit(None);
+            if let Ok(session) = target.connect().await
+                && !session.is_in_recovery().await?
+            {
+                return Ok(session);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     async fn copy_from(
@@ -300,17 +403,17 @@ impl Work {
 
     async fn restart(&self, limit: Duration) -> anyhow::Result<Ended> {
         let settings = self.settings();
-        let standby = settings.data_dir.join("standby.signal").exists()
-            || settings.data_dir.join("recovery.conf").exists();
+        let standby = ["standby.signal", "recovery.signal", "recovery.conf"]
+            .iter()
+            .any(|name| settings.data_dir.join(name).exists());
         if let Some(postmaster) = self.postmaster() {
             self.checkpoint_before_stop().await;
             stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
         }
-        let upstream = self.restart_upstream.clone().unwrap_or(Upstream::Nobody);
-        let way = if standby {
-            Way::Standby(&upstream)
-        } else {
-            Way::Primary
+        let way = match (&self.restart_upstream, standby) {
+            (_, false) => Way::Primary,
+            (Some(upstream), true) => Way::Standby(upstream),
+            (None, true) => Way::AnyStandby,
         };
         let raised = self.start(&way, limit).await?;
         Ok(Ended {
@@ -339,7 +442,7 @@ impl Work {
         }
     }
 
-    async fn promote(&self) -> anyhow::Result<Ended> {
+    async fn promote(&self, reporter: &Reporter) -> anyhow::Result<Ended> {
         let settings = self.settings();
         let postmaster = self
             .postmaster()
@@ -375,10 +478,14 @@ impl Work {
             bail!("the leader key is not ours any more; not promoting");
         }
         promote::promote(settings, &postmaster).await?;
+        reporter.send_modify(|report| report.promoting = true);
         match promote::finished(settings, &postmaster).await {
             Promoted::InProduction => {}
             Promoted::Exited => bail!("PostgreSQL ended while it was being promoted"),
         }
+        let layout = self.plan.layout(self.version, &Way::Primary, None);
+        write::write(settings, &layout.wanted)?;
+        process::reload(&postmaster)?;
         Ok(Ended {
             follows: None,
             divergence: Some(Divergence::Unchecked),
@@ -459,58 +566,12 @@ impl Work {
 
     /// Compares histories (spec/ha.md §15, spec/postgres-management.md §10.3).
     async fn check_divergence(&self, with: &Upstream) -> anyhow::Result<Ended> {
-        let name = match with {
-            Upstream::Member { name, .. } => name.clone(),
-            Upstream::Remote { .. } | Upstream::Nobody => MemberName::new("remote primary")?,
-        };
+        let name = self.upstream_name(with)?;
         let address = address_of(with)
             .ok_or_else(|| anyhow!("{name} has no address to compare histories with"))?;
-        let settings = self.settings();
-        let local = self
-            .local_position()
-            .await?
-            .ok_or_else(|| anyhow!("the local position is not known now"))?;
-        let credentials = settings.rewind_credentials(self.version);
-        let plain = Target::remote(&address, &settings.database, credentials)
-            .connect()
-            .await
-            .with_context(|| format!("connect to {name}"))?;
-        if plain.is_in_recovery().await? {
-            bail!("{name} is still in recovery");
-        }
-        drop(plain);
-        let replication =
-            Target::remote(&address, &settings.database, &settings.replication).replication();
-        let session: Session = replication
-            .connect()
-            .await
-            .with_context(|| format!("connect to {name} for replication"))?;
-        let identity = session.identify_system().await?;
-        if let Ok(control) = control::read(settings).await
-            && control.system_id != identity.system_id
-        {
-            bail!(
-                "{name} belongs to another cluster (system identifier {}, here {})",
-                identity.system_id,
-                control.system_id
-            );
-        }
-        let history = if identity.timeline > local.timeline {
-            let ancestors = session.timeline_history(identity.timeline).await?;
-            Some(
-                ancestors
-                    .into_iter()
-                    .map(|ancestor| rewind::HistoryEntry {
-                        timeline: ancestor.timeline,
-                        switch_point: ancestor.switch,
-                        reason: ancestor.reason,
-                    })
-                    .collect::<Vec<_>>(),
-            )
-        } else {
-            None
-        };
-        let divergence = match rewind::judge(&local, identity.timeline, history.as_deref()) {
+        let running = self.postmaster().is_some();
+        let verdict = rewind::check(self.settings(), self.version, &address, running).await;
+        let divergence = match verdict {
             Verdict::Same { reason } => {
                 tracing::info!(leader = %name, "histories agree: {reason}");
                 Divergence::Prefix { of: name }
@@ -532,47 +593,23 @@ impl Work {
         })
     }
 
-    async fn local_position(&self) -> anyhow::Result<Option<LocalPosition>> {
-        let settings = self.settings();
-        if self.postmaster().is_some() {
-            let session = Target::local_replication(settings).connect().await?;
-            let identity = session.identify_system().await?;
-            let plain = Target::local(settings).connect().await?;
-            let former_primary = if plain.is_in_recovery().await? {
-                None
-            } else {
-                Some(None)
-            };
-            let replayed = plain
-                .simple("SELECT pg_catalog.pg_last_wal_replay_lsn()")
-                .await?;
-            let replayed = replayed
-                .into_iter()
-                .flatten()
-                .flatten()
-                .next()
-                .and_then(|text| text.parse().ok());
-            return Ok(Some(LocalPosition {
-                timeline: identity.timeline,
-                lsn: replayed.unwrap_or(identity.position),
-                former_primary,
-            }));
-        }
-        let control = control::read(settings).await?;
-        let Some(mut position) = rewind::stopped_position(&control) else {
-            return Ok(None);
-        };
-        if position.former_primary.is_some() {
-            position.former_primary =
-                Some(rewind::checkpoint_end(settings, &control, self.version).await);
-        }
-        Ok(Some(position))
-    }
-
     async fn rewind(&self, from: &Upstream) -> anyhow::Result<Ended> {
         let settings = self.settings();
         let address = address_of(from).ok_or_else(|| anyhow!("no address to rewind from"))?;
         let credentials = settings.rewind_credentials(self.version);
+        match rewind::source_is_ready(settings, self.version, &address).await {
+            Ok(true) => {}
+            Ok(false) => {
+                bail!(
+                    "{} has not written a checkpoint of its timeline yet",
+                    self.upstream_name(from)?
+                )
+            }
+            Err(error) => bail!(
+                "{} is no source of a rewind now: {error}",
+                self.upstream_name(from)?
+            ),
+        }
         if let Some(postmaster) = self.postmaster() {
             stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
         }
@@ -626,7 +663,9 @@ impl Work {
                     ..JobEnd::Done.into()
                 })
             }
-            Err(error) => {
+            // It did not run: that says nothing about the directory.
+            Err(error @ (RewindError::NotRun(_) | RewindError::File(_))) => Err(error.into()),
+            Err(error @ RewindError::Failed { .. }) => {
                 let from = self.upstream_name(from)?;
                 Ok(Ended {
                     divergence: Some(Divergence::RewindFailed { from }),
@@ -665,6 +704,17 @@ impl Work {
         };
         self.copy_from(from, Some(removal), reporter).await
     }
+}
+
+/// What the local replication host resolves to; nothing if that is a socket.
+async fn local_addresses(settings: &Settings) -> Vec<std::net::IpAddr> {
+    let LocalHost::Tcp(host) = settings.local_replication_host() else {
+        return Vec::new();
+    };
+    let found = tokio::net::lookup_host((host.as_str(), settings.port)).await;
+    found
+        .map(|addresses| addresses.map(|address| address.ip()).collect())
+        .unwrap_or_default()
 }
 
 /// Lines of the password file for a connection.

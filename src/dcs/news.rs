@@ -3,9 +3,12 @@
 //! The rule every watching backend shows. It must not feed itself: whatever a node writes in every turn is no news to the nodes
 //! that would answer it with a write of their own.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::Value;
 
 use super::keys;
+use crate::cluster::{Cluster, Member, wire};
 use crate::types::MemberName;
 
 /// Positions that move all the time; a member document that differs in nothing else is no news.
@@ -32,6 +35,32 @@ pub fn is_news(
         }
         _ => false,
     }
+}
+
+/// The same rule between two snapshots, for stores that only say that something has changed.
+#[must_use]
+pub fn is_news_between(me: &MemberName, i_lead: bool, before: &Cluster, after: &Cluster) -> bool {
+    let leader = |cluster: &Cluster| {
+        let leader = cluster.leader.as_ref();
+        leader.map(|leader| (leader.name.clone(), leader.session.clone()))
+    };
+    let document = |members: &BTreeMap<MemberName, Member>, name| {
+        let text = members.get(name).map(wire::member_text);
+        without_positions(text.as_deref())
+    };
+    let names: BTreeSet<&MemberName> = before.members.keys().chain(after.members.keys()).collect();
+    leader(before) != leader(after)
+        || before.initialize != after.initialize
+        || before.config_revision != after.config_revision
+        || before.failover != after.failover
+        || before.sync != after.sync
+        || before.history != after.history
+        || before.failsafe != after.failsafe
+        || !i_lead && before.status != after.status
+        || names
+            .into_iter()
+            .filter(|name| *name != me)
+            .any(|name| document(&before.members, name) != document(&after.members, name))
 }
 
 /// The document without what moves all the time; text that is no object stands for itself.

@@ -9,7 +9,9 @@ use crate::types::{Moment, Role};
 
 use super::PASS;
 use super::decision::{Job, Step, StopMode, StopPurpose, Why};
-use super::observation::{JobView, LeaseView, Outcome, Position, Process, Settings, StoreView};
+use super::observation::{
+    JobView, LeaseView, Observation, Outcome, Position, Process, Settings, StoreView,
+};
 use super::turn::{Choice, Turn};
 
 /// With at least this much time left PostgreSQL is stopped cleanly, which saves the rewind afterwards.
@@ -109,10 +111,15 @@ pub(super) fn stop_in_time(turn: &mut Turn<'_>) -> Choice {
     ))
 }
 
-/// Whether PostgreSQL accepts writes here, or may soon without another decision. Doubt counts as yes.
+/// See [`super::may_write`].
 pub(super) fn may_write(turn: &Turn<'_>) -> bool {
-    let postgres = &turn.obs.postgres;
-    let opening = match &turn.obs.job {
+    super::may_write(turn.obs)
+}
+
+/// See [`super::may_write`].
+pub(super) fn is_or_may_become_primary(obs: &Observation) -> bool {
+    let postgres = &obs.postgres;
+    let opening = match &obs.job {
         JobView::Running { job, .. } => match job {
             Job::Promote | Job::StartPrimary { .. } => true,
             Job::Restart { .. } => match postgres.role {

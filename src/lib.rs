@@ -29,5 +29,4 @@ pub mod timestamps;
 pub mod topology;
 
 pub mod ctl;
-pub mod daemon;
 pub mod healthcheck;

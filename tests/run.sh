@@ -90,6 +90,7 @@ has sim && tier sim 15m cargo test --locked --test sim
 has pid1 && tier pid1 10m cargo test --locked --test pid1
 has dcs && tier dcs 15m cargo test --locked --test dcs
 has postgres && tier postgres 15m cargo test --locked --test postgres
+has agent && tier agent 10m cargo test --locked --test agent
 # The agent is not wired together yet: the stories with real containers run on request (TIERS=e2e).
 if has e2e && [ -n "${TIERS:-}" ]; then
     case " ${TIERS:-e2e} " in *" e2e "*)

@@ -34,7 +34,9 @@ impl Session<'_> {
         if clusters.is_empty() {
             match self.open(None, group).await {
                 Ok(target) => targets.push(target),
-                Err(Failure::Unnamed) => {
+                Err(Failure::Error(text))
+                    if text.contains("PATRONI_SCOPE") || text.starts_with("scope") =>
+                {
                     self.screen
                         .complain("Listing members: No cluster names were provided");
                     return Ok(());

@@ -1,0 +1,16 @@
+//! Stories of real daemons on one machine: `howdah` itself with the embedded store and real PostgreSQL, on loopback.
+//!
+//! What containers add (init as PID 1, networks that part) is the tier `e2e`; here the agent and PostgreSQL are the subject.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and prints what it measured"
+)]
+
+mod bad_input;
+mod cluster;
+mod failures;
+mod operations;
+mod shutdown;
+mod writer;

@@ -339,6 +339,8 @@ pub enum Why {
     Starting,
     /// The start failed with the lease held.
     FailedToStartLeading,
+    /// The start failed with the lease held, and nobody else can lead.
+    StartFailedNobodyElse,
     /// Start without an upstream with the lease held.
     ReadOnlyWithLock,
     /// Start without an upstream because there is no leader.
@@ -583,6 +585,9 @@ impl fmt::Display for Why {
             Why::StartSlowNobodyElse => f.write_str("PostgreSQL is still starting up, but nobody else can lead"),
             Why::Starting => f.write_str("PostgreSQL is still starting up"),
             Why::FailedToStartLeading => f.write_str("removed leader key after failing to start"),
+            Why::StartFailedNobodyElse => {
+                f.write_str("PostgreSQL failed to start, but nobody else can lead; trying again")
+            }
             Why::ReadOnlyWithLock => f.write_str("starting as readonly because i had the session lock"),
             Why::ReadOnlyWithoutLeader => f.write_str("starting as readonly because there is no leader"),
             Why::StartingAsSecondary { of } => write!(f, "starting as a secondary of {of}"),

@@ -74,10 +74,16 @@ pub(super) fn without_store(turn: &mut Turn<'_>) -> (Step, Why) {
             };
             (Step::Rest, why)
         }
-        None if writable && !is_stopping(turn) && !is_bootstrapping(turn) => (
-            stop(StopMode::Fast, StopPurpose::StoreSilent),
-            Why::PrimaryWithoutLease,
-        ),
+        // The agent was restarted: how much of the lease is left is unknown.
+        None if writable && !is_stopping(turn) && !is_bootstrapping(turn) => {
+            let job = Job::Stop {
+                mode: StopMode::Fast,
+                bound: Some(turn.obs.settings.stop_margin / 2),
+                checkpoint: false,
+                purpose: StopPurpose::StoreSilent,
+            };
+            (Step::Start(job), Why::PrimaryWithoutLease)
+        }
         None => (Step::Rest, Why::StoreSilent),
     }
 }

@@ -1,6 +1,6 @@
 //! The whole input of the core: what this node knows at one moment, and what it remembers of earlier turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::cluster::{Cluster, Tags};
@@ -127,7 +127,10 @@ pub enum Synchronous {
 
 /// What the store said in this turn.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "one value per turn; a box would only cost")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value per turn; a box would only cost"
+)]
 pub enum StoreView {
     /// A snapshot of this turn (at least as new as this node's own last write).
     Fresh(Cluster),
@@ -481,6 +484,8 @@ pub struct Memory {
     pub(super) abdicating: bool,
     /// A switchover stopped this leader: it comes back as a standby even when paused.
     pub(super) switching: bool,
+    /// Members that were on this leader's timeline when its switchover began.
+    pub(super) successors: BTreeSet<MemberName>,
     /// Shutdown checkpoint of the last stop and when its end was seen, while PostgreSQL is down.
     pub(super) stopped_at: Option<(Lsn, Moment)>,
     /// A request was accepted and its job has not begun yet.

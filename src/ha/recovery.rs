@@ -128,7 +128,7 @@ pub(super) fn start_failed(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
                 Err(whom) => (Step::AskPeers { whom }, Why::AskingCandidates),
                 Ok(able) if able.is_empty() => {
                     turn.wake_in(TRY_AGAIN_MILLIS);
-                    (Step::Rest, Why::FailedToStartLeading)
+                    (Step::Rest, Why::StartFailedNobodyElse)
                 }
                 Ok(_) => (Step::Release { publish: None }, Why::FailedToStartLeading),
             },

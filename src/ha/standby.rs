@@ -108,5 +108,8 @@ pub(super) fn without_leader(turn: &mut Turn<'_>) -> Choice {
         return PASS;
     }
     let me = turn.obs.me.clone();
-    Some(replica::point(turn, remote, &me, Why::FollowingRemote))
+    match replica::point(turn, remote, &me, Why::FollowingRemote) {
+        (Step::Rest, _) => PASS,
+        (step, _) => Some((step, Why::FollowingRemote)),
+    }
 }

@@ -45,10 +45,20 @@ pub(super) fn on_request(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         return refuse("a switchover needs a candidate while the cluster is paused");
     }
     let whom = turn.candidates(cluster, request.candidate.as_ref());
-    match turn.able_to_lead(cluster, whom, None) {
-        Err(whom) => Some((Step::AskPeers { whom }, Why::AskingCandidates)),
-        Ok(able) if able.is_empty() => refuse("no healthy candidate"),
-        Ok(_) => {
+    let able = match turn.able_to_lead(cluster, whom, None) {
+        Err(whom) => return Some((Step::AskPeers { whom }, Why::AskingCandidates)),
+        Ok(able) => able,
+    };
+    // Somebody with more WAL on an older timeline has another history, not all of this one.
+    let successors: Vec<MemberName> = able
+        .into_iter()
+        .filter(|(_, answer)| answer.timeline.is_none() || answer.timeline == turn.my_timeline())
+        .map(|(name, _)| name)
+        .collect();
+    match successors.is_empty() {
+        true => refuse("no healthy candidate"),
+        false => {
+            turn.memory.successors = successors.into_iter().collect();
             turn.memory.switching = true;
             let job = Job::Stop {
                 mode: StopMode::Fast,
@@ -182,7 +192,13 @@ pub(super) fn give_away(turn: &mut Turn<'_>, cluster: &Cluster, at: Lsn) -> Choi
         Err(whom) => return Some((Step::AskPeers { whom }, Why::VerifyingCandidates { at })),
         Ok(able) => able,
     };
-    let to = best(able)?;
+    // The timeline is best known while it streams; what was known when the switchover began counts.
+    let mine = turn.memory.was_primary_on;
+    let successors = &turn.memory.successors;
+    let fit = |(name, answer): &(MemberName, PeerAnswer)| {
+        successors.contains(name) || (answer.timeline.is_some() && answer.timeline == mine)
+    };
+    let to = best(able.into_iter().filter(fit).collect())?;
     match turn.obs.tried.hand_over {
         None if turn.obs.settings.hand_over => Some((
             Step::HandOver {

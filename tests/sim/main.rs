@@ -4,7 +4,7 @@
 //! rules in `invariants` hold throughout, and at the end there is a leader that everybody follows. `HOWDAH_SIM_SEEDS` sets the
 //! number of seeds, `HOWDAH_SIM_SEED` runs one and prints its history.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::print_stdout, reason = "tests")]
 
 mod faults;
 mod invariants;

@@ -39,7 +39,7 @@ pub(crate) struct Pg {
     pub(crate) open: bool,
     /// Created by initdb and never led yet: no client knows it.
     pub(crate) newborn: bool,
-    /// It was a primary on its last timeline, and nothing was copied or rewound since.
+    /// It was a primary, and has neither been copied or rewound since nor received as a prefix of its source.
     pub(crate) was_primary: bool,
     /// Events of an older generation are void.
     pub(crate) generation: u64,
@@ -173,9 +173,6 @@ impl Pg {
 
     /// Receives up to `end` of `other`.
     pub(crate) fn receive(&mut self, other: &Pg, end: u64) {
-        if end > self.end {
-            self.was_primary = false;
-        }
         self.end = end.max(self.end);
         self.history = other.history.iter().filter(|segment| segment.start <= self.end).cloned().collect();
     }

@@ -380,6 +380,8 @@ pub enum Why {
     RaceBackoff { until: Moment },
     /// The tag forbids it.
     NoFailover,
+    /// This history has left the cluster's: leading with it would lose what the last leader acknowledged.
+    KnownDiverged { from: MemberName },
     /// The watchdog is required and unusable.
     WatchdogUnusable,
     /// Too far behind the last published position.
@@ -614,6 +616,10 @@ impl fmt::Display for Why {
             Why::NoRaceUntil { .. } => f.write_str("not racing: the last attempt to lead failed here"),
             Why::RaceBackoff { .. } => f.write_str("not racing yet: primary_race_backoff"),
             Why::NoFailover => f.write_str("following a different leader because I am not allowed to promote"),
+            Why::KnownDiverged { from } => write!(
+                f,
+                "not healthy enough for leader race: this history has diverged from {from}'s; a failover to this member would force it"
+            ),
             Why::WatchdogUnusable => f.write_str("not healthy enough for leader race: the required watchdog is unusable"),
             Why::LagsBehind { bytes } => {
                 write!(f, "not healthy enough for leader race: {bytes} bytes behind the last known position of the cluster")

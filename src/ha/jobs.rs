@@ -180,6 +180,7 @@ fn history_is_the_sources(turn: &mut Turn<'_>) {
     turn.memory.fresh = true;
     turn.memory.was_primary_on = None;
     turn.memory.opened_by = None;
+    turn.memory.diverged = None;
     turn.memory.crash_recovery_done = false;
     turn.memory.compared_with = None;
 }

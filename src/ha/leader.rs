@@ -214,6 +214,9 @@ pub(super) fn standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     if let Some(choice) = standby::lead(turn, cluster) {
         return choice;
     }
+    if let Some(why) = super::recovery::must_not_lead(turn, cluster) {
+        return (Step::Release { publish: None }, why);
+    }
     if let Some(detail) = turn.failed(|job| *job == Job::Promote) {
         // Parity with upstream's pre_promote: somebody else's turn for one ttl.
         turn.memory.no_race_until = Some(turn.obs.now + turn.obs.settings.ttl);

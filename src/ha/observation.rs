@@ -484,6 +484,8 @@ pub struct Memory {
     pub(super) abdicating: bool,
     /// A switchover stopped this leader: it comes back as a standby even when paused.
     pub(super) switching: bool,
+    /// The leader from whose history this one is known to have diverged, until it was repaired or proven a prefix.
+    pub(super) diverged: Option<MemberName>,
     /// Members that were on this leader's timeline when its switchover began.
     pub(super) successors: BTreeSet<MemberName>,
     /// Shutdown checkpoint of the last stop and when its end was seen, while PostgreSQL is down.

@@ -119,6 +119,9 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if obs.tags.never_leads() {
         return Some((Step::Rest, Why::NoFailover));
     }
+    if let Some(why) = super::recovery::must_not_lead(turn, cluster) {
+        return Some((Step::Rest, why));
+    }
     let request = in_force(turn, cluster);
     if request.is_some_and(|request| request.candidate.as_ref() == Some(&obs.me)) {
         return Some((Step::Acquire, Why::RacingAsCandidate));
@@ -162,7 +165,7 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     {
         return choice;
     }
-    if let Some(why) = objection(turn, &answers) {
+    if let Some(why) = objection(turn, cluster, &answers) {
         return (Step::Rest, why);
     }
     (Step::Acquire, Why::Racing)
@@ -238,7 +241,11 @@ fn manual(
 }
 
 /// The first answer that speaks against this member (spec/ha.md §6.3).
-fn objection(turn: &Turn<'_>, answers: &[(MemberName, PeerAnswer)]) -> Option<Why> {
+fn objection(
+    turn: &Turn<'_>,
+    cluster: &Cluster,
+    answers: &[(MemberName, PeerAnswer)],
+) -> Option<Why> {
     let (mine, my_priority) = (turn.my_lsn(), turn.obs.tags.leader_priority());
     if let Some((peer, _)) = answers.iter().find(|(_, answer)| !answer.in_recovery) {
         return Some(Why::PrimaryAlive { peer: peer.clone() });
@@ -247,7 +254,9 @@ fn objection(turn: &Turn<'_>, answers: &[(MemberName, PeerAnswer)]) -> Option<Wh
         .iter()
         .filter(|(_, answer)| limitation(answer).is_none())
     {
-        if ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine)) {
+        if !wrote_the_newest(turn, cluster)
+            && ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine))
+        {
             return Some(Why::PeerAhead {
                 peer: peer.clone(),
                 lsn: answer.lsn,
@@ -263,6 +272,16 @@ fn objection(turn: &Turn<'_>, answers: &[(MemberName, PeerAnswer)]) -> Option<Wh
         }
     }
     None
+}
+
+/// This member opened the newest timeline of the cluster and is on it: what others have beyond its end is not of the cluster's
+/// history (a standby never receives what its primary has not flushed). Without this a diverged member could block everybody.
+fn wrote_the_newest(turn: &Turn<'_>, cluster: &Cluster) -> bool {
+    let Some(mine) = turn.my_timeline() else {
+        return false;
+    };
+    cluster.timeline() == Some(mine)
+        && super::recovery::opener_of(cluster, mine) == Some(&turn.obs.me)
 }
 
 /// Positions on different timelines are compared by timeline: the older one is either a prefix, or a tail that was left behind when the

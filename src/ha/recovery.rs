@@ -236,9 +236,21 @@ fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, W
     if let Some(diverged) = verdict(turn, cluster, leader) {
         return repair(turn, leader, diverged);
     }
-    if turn.is_former_primary() && !proven(turn, leader) {
+    let proven = proven(turn, leader);
+    if turn.is_former_primary() && !proven {
         return prove(turn, leader);
     }
+    // A standby that followed somebody else starts as it was; it is pointed at the new leader once it runs, after the comparison.
+    let upstream = match &turn.obs.postgres.follows {
+        Some(before @ Upstream::Member { name, .. })
+            if !proven && !turn.memory.fresh && *name != turn.obs.me =>
+        {
+            before.clone()
+        }
+        Some(Upstream::Member { .. } | Upstream::Remote { .. } | Upstream::Nobody) | None => {
+            upstream
+        }
+    };
     let why = Why::StartingAsSecondary {
         of: named(&upstream),
     };
@@ -269,8 +281,18 @@ pub(super) struct Diverged {
     pub(super) same_number: bool,
 }
 
-/// The known divergence from this leader.
-pub(super) fn verdict(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
+/// The known divergence from this leader; remembered, so that a member does not lead with it once that leader is gone.
+pub(super) fn verdict(turn: &mut Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
+    let verdict = judge(turn, cluster, leader);
+    if verdict.is_some() {
+        turn.memory.diverged = Some(leader.name.clone());
+    } else if proven(turn, leader) {
+        turn.memory.diverged = None;
+    }
+    verdict
+}
+
+fn judge(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
     if turn.memory.fresh {
         return None;
     }
@@ -318,6 +340,15 @@ pub(super) fn opener_of(cluster: &Cluster, timeline: Timeline) -> Option<&Member
         .find(|entry| entry.timeline.0 + 1 == timeline.0)?
         .new_leader
         .as_ref()
+}
+
+/// Whether this member must not lead because of its history. A failover (not a switchover) to it is an operator's word against that.
+pub(super) fn must_not_lead(turn: &Turn<'_>, cluster: &Cluster) -> Option<Why> {
+    let from = turn.memory.diverged.clone()?;
+    let forced = cluster.failover.as_ref().is_some_and(|request| {
+        request.leader.is_none() && request.candidate.as_ref() == Some(&turn.obs.me)
+    });
+    (!forced).then_some(Why::KnownDiverged { from })
 }
 
 /// Begins the comparison, if the leader is ready for it.

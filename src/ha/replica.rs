@@ -37,6 +37,7 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
     if pointed && (is_streaming(turn) || turn.obs.tags.nostream) {
         // PostgreSQL itself refuses to stream from a server whose history is not a continuation of this one.
         turn.memory.was_primary_on = None;
+        turn.memory.diverged = None;
         let opener = turn
             .my_timeline()
             .and_then(|mine| Some((mine, recovery::opener_of(cluster, mine)?.clone())));

@@ -93,6 +93,7 @@ impl<'a> Turn<'a> {
                 memory.was_primary_on = Some(*timeline);
                 memory.opened_by = Some((*timeline, self.obs.me.clone()));
                 memory.compared_with = None;
+                memory.diverged = None;
                 if matches!(self.obs.job, JobView::Idle) {
                     memory.successors.clear();
                 }

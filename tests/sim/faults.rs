@@ -33,9 +33,16 @@ pub(crate) enum Fault {
     /// Store messages get lost.
     Loss { per_mille: u64, millis: u64 },
     /// A switchover or failover is requested.
-    Switchover { candidate: Option<u64>, leader: bool },
+    Switchover {
+        candidate: Option<u64>,
+        leader: bool,
+    },
     /// Restart or reinitialize by REST.
-    Ask { node: Pick, reinitialize: bool, force: bool },
+    Ask {
+        node: Pick,
+        reinitialize: bool,
+        force: bool,
+    },
     /// The cluster is paused.
     Pause(bool),
     /// One earlier fault ends.
@@ -81,7 +88,11 @@ impl Plan {
                 Self::any(rng, nodes)
             };
             faults.push((at, fault));
-            at += if calm || rng.per_mille(600) { rng.between(2000, 9000) } else { rng.between(20, 900) };
+            at += if calm || rng.per_mille(600) {
+                rng.between(2000, 9000)
+            } else {
+                rng.between(20, 900)
+            };
         }
         if paused {
             faults.push((rng.between(BEGIN, BEGIN + 15_000), Fault::Pause(true)));
@@ -91,12 +102,19 @@ impl Plan {
     }
 
     fn pick(rng: &mut Rng, nodes: usize) -> Pick {
-        if rng.per_mille(500) { Pick::Leader } else { Pick::Number(usize::try_from(rng.below(nodes as u64)).unwrap_or(0)) }
+        if rng.per_mille(500) {
+            Pick::Leader
+        } else {
+            Pick::Number(usize::try_from(rng.below(nodes as u64)).unwrap_or(0))
+        }
     }
 
     fn request(rng: &mut Rng, nodes: usize) -> Fault {
         let candidate = rng.per_mille(600).then(|| rng.below(nodes as u64));
-        Fault::Switchover { candidate, leader: candidate.is_none() || rng.per_mille(700) }
+        Fault::Switchover {
+            candidate,
+            leader: candidate.is_none() || rng.per_mille(700),
+        }
     }
 
     /// Without lost leases: what an operator may see while the cluster is paused.
@@ -105,7 +123,11 @@ impl Plan {
         match rng.below(5) {
             0 => Fault::KillAgent { node },
             1 => Fault::CrashPostgres { node },
-            2 => Fault::Ask { node, reinitialize: false, force: false },
+            2 => Fault::Ask {
+                node,
+                reinitialize: false,
+                force: false,
+            },
             _ => Self::request(rng, nodes),
         }
     }
@@ -114,16 +136,39 @@ impl Plan {
         let node = Self::pick(rng, nodes);
         let ttl = u64::try_from(TTL.as_millis()).unwrap_or(0);
         match rng.below(16) {
-            0 | 1 => Fault::KillContainer { node, back: rng.between(300, 2 * ttl) },
+            0 | 1 => Fault::KillContainer {
+                node,
+                back: rng.between(300, 2 * ttl),
+            },
             2 => Fault::KillAgent { node },
-            3 | 4 => Fault::Freeze { node, millis: rng.between(100, 2 * ttl) },
+            3 | 4 => Fault::Freeze {
+                node,
+                millis: rng.between(100, 2 * ttl),
+            },
             5 | 6 => Fault::CrashPostgres { node },
             7 => Fault::Stop { node },
-            8 | 9 => Fault::CutStore { node, millis: rng.between(500, 2 * ttl) },
-            10 => Fault::Cut { a: node, b: Self::pick(rng, nodes), millis: rng.between(500, 2 * ttl) },
-            11 => Fault::Outage { millis: rng.between(500, 2 * ttl), extends: rng.per_mille(500) },
-            12 => Fault::Loss { per_mille: rng.between(20, 300), millis: rng.between(1000, 15_000) },
-            13 => Fault::Ask { node, reinitialize: rng.per_mille(500), force: rng.per_mille(500) },
+            8 | 9 => Fault::CutStore {
+                node,
+                millis: rng.between(500, 2 * ttl),
+            },
+            10 => Fault::Cut {
+                a: node,
+                b: Self::pick(rng, nodes),
+                millis: rng.between(500, 2 * ttl),
+            },
+            11 => Fault::Outage {
+                millis: rng.between(500, 2 * ttl),
+                extends: rng.per_mille(500),
+            },
+            12 => Fault::Loss {
+                per_mille: rng.between(20, 300),
+                millis: rng.between(1000, 15_000),
+            },
+            13 => Fault::Ask {
+                node,
+                reinitialize: rng.per_mille(500),
+                force: rng.per_mille(500),
+            },
             _ => Self::request(rng, nodes),
         }
     }
@@ -185,17 +230,30 @@ impl Fault {
                 world.later(millis, Fault::Mend(Mend::Loss));
             }
             Fault::Switchover { candidate, leader } => {
-                let leads = world.leader().map(|leader| world.nodes[leader].name.clone());
-                let candidate = candidate.and_then(|node| Some(world.nodes.get(usize::try_from(node).ok()?)?.name.clone()));
+                let leads = world
+                    .leader()
+                    .map(|leader| world.nodes[leader].name.clone());
+                let candidate = candidate.and_then(|node| {
+                    Some(world.nodes.get(usize::try_from(node).ok()?)?.name.clone())
+                });
                 if leads.is_some() && (leader || candidate.is_some()) {
-                    world.store.request(if leader { leads } else { None }, candidate);
+                    world
+                        .store
+                        .request(if leader { leads } else { None }, candidate);
                     world.notify_all();
                 }
             }
-            Fault::Ask { node, reinitialize, force } => {
+            Fault::Ask {
+                node,
+                reinitialize,
+                force,
+            } => {
                 let node = node.of(world);
                 let request = if reinitialize {
-                    Request::Reinitialize { force, from_leader: true }
+                    Request::Reinitialize {
+                        force,
+                        from_leader: true,
+                    }
                 } else {
                     Request::Restart { timeout: None }
                 };

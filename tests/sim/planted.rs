@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use howdah::ha::decide;
 use howdah::ha::decision::{Decision, Job, Step, Why};
 use howdah::ha::observation::{JobView, Memory, Observation, Outcome, Peer, Process, Upstream};
-use howdah::ha::decide;
 
 /// Believes that its lease never ends.
 pub(crate) fn endless_lease(obs: &Observation, memory: &Memory) -> Decision {
@@ -20,7 +20,10 @@ pub(crate) fn asks_nobody(obs: &Observation, memory: &Memory) -> Decision {
     let mut obs = obs.clone();
     if let Some(peers) = obs.peers.as_mut() {
         for peer in peers {
-            *peer = Peer { name: peer.name.clone(), answer: None };
+            *peer = Peer {
+                name: peer.name.clone(),
+                answer: None,
+            };
         }
     }
     decide(&obs, memory)
@@ -29,13 +32,25 @@ pub(crate) fn asks_nobody(obs: &Observation, memory: &Memory) -> Decision {
 /// Follows the leader without comparing histories.
 pub(crate) fn compares_nothing(obs: &Observation, memory: &Memory) -> Decision {
     let mut decision = decide(obs, memory);
-    let leader = obs.cluster().and_then(|cluster| cluster.leader_member()).and_then(|member| {
-        Some(Upstream::Member { name: member.name.clone(), conn_url: member.conn_url.clone()? })
-    });
-    if let (Step::Start(Job::CheckDivergence { .. } | Job::CrashRecovery), Some(of)) = (&decision.step, leader) {
+    let leader = obs
+        .cluster()
+        .and_then(|cluster| cluster.leader_member())
+        .and_then(|member| {
+            Some(Upstream::Member {
+                name: member.name.clone(),
+                conn_url: member.conn_url.clone()?,
+            })
+        });
+    if let (Step::Start(Job::CheckDivergence { .. } | Job::CrashRecovery), Some(of)) =
+        (&decision.step, leader)
+    {
         decision.step = match obs.postgres.process {
             Process::Down { .. } => Step::Start(Job::StartStandby { of }),
-            Process::Up | Process::Starting { .. } if obs.postgres.follows.as_ref() != Some(&of) => Step::Follow(of),
+            Process::Up | Process::Starting { .. }
+                if obs.postgres.follows.as_ref() != Some(&of) =>
+            {
+                Step::Follow(of)
+            }
             Process::Up | Process::Starting { .. } => Step::Rest,
         };
     }
@@ -45,8 +60,14 @@ pub(crate) fn compares_nothing(obs: &Observation, memory: &Memory) -> Decision {
 /// Promotes although the store refused the key.
 pub(crate) fn takes_no_for_yes(obs: &Observation, memory: &Memory) -> Decision {
     let decision = decide(obs, memory);
-    if obs.tried.acquire == Some(Outcome::Refused) && decision.why == Why::LostRace && obs.job == JobView::Idle {
-        return Decision { step: Step::Start(Job::Promote), ..decision };
+    if obs.tried.acquire == Some(Outcome::Refused)
+        && decision.why == Why::LostRace
+        && obs.job == JobView::Idle
+    {
+        return Decision {
+            step: Step::Start(Job::Promote),
+            ..decision
+        };
     }
     decision
 }
@@ -55,7 +76,10 @@ pub(crate) fn takes_no_for_yes(obs: &Observation, memory: &Memory) -> Decision {
 pub(crate) fn releases_early(obs: &Observation, memory: &Memory) -> Decision {
     let decision = decide(obs, memory);
     if decision.why == Why::StoppingForSwitchover && obs.tried.release.is_none() {
-        return Decision { step: Step::Release { publish: None }, ..decision };
+        return Decision {
+            step: Step::Release { publish: None },
+            ..decision
+        };
     }
     decision
 }
@@ -64,7 +88,10 @@ pub(crate) fn releases_early(obs: &Observation, memory: &Memory) -> Decision {
 pub(crate) fn ignores_the_other_leader(obs: &Observation, memory: &Memory) -> Decision {
     let mut decision = endless_lease(obs, memory);
     match decision.why {
-        Why::SomebodyElseLeads { .. } | Why::KeyTaken { .. } | Why::KeyGone | Why::RenewalRefused => decision.step = Step::Rest,
+        Why::SomebodyElseLeads { .. }
+        | Why::KeyTaken { .. }
+        | Why::KeyGone
+        | Why::RenewalRefused => decision.step = Step::Rest,
         _ => {}
     }
     decision
@@ -73,12 +100,16 @@ pub(crate) fn ignores_the_other_leader(obs: &Observation, memory: &Memory) -> De
 /// Starts a former primary in place whoever leads.
 pub(crate) fn restarts_in_place(obs: &Observation, memory: &Memory) -> Decision {
     let decision = decide(obs, memory);
-    if let Step::Start(Job::CheckDivergence { .. } | Job::CrashRecovery | Job::StartStandby { .. }) = decision.step
+    if let Step::Start(Job::CheckDivergence { .. } | Job::CrashRecovery | Job::StartStandby { .. }) =
+        decision.step
         && matches!(obs.postgres.process, Process::Down { .. })
         && !obs.postgres.standby_configured
     {
         let timeout = obs.settings.primary_start_timeout;
-        return Decision { step: Step::Start(Job::StartPrimary { timeout }), ..decision };
+        return Decision {
+            step: Step::Start(Job::StartPrimary { timeout }),
+            ..decision
+        };
     }
     decision
 }

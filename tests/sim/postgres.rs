@@ -70,7 +70,11 @@ impl Pg {
         let generation = self.generation + 1;
         *self = Pg {
             present: true,
-            history: vec![Segment { timeline: 1, start: 0, branch }],
+            history: vec![Segment {
+                timeline: 1,
+                start: 0,
+                branch,
+            }],
             end: 100,
             checkpoint: 100,
             control: ControlState::InProduction,
@@ -112,7 +116,11 @@ impl Pg {
     pub(crate) fn kill(&mut self, crashed: bool) {
         self.generation += 1;
         if self.server == Server::Up {
-            self.control = if self.recovery { ControlState::InArchiveRecovery } else { ControlState::InProduction };
+            self.control = if self.recovery {
+                ControlState::InArchiveRecovery
+            } else {
+                ControlState::InProduction
+            };
         }
         self.server = Server::Down { crashed };
         self.streaming = false;
@@ -122,7 +130,11 @@ impl Pg {
     /// The process ends after its shutdown checkpoint.
     pub(crate) fn shut_down(&mut self) {
         self.generation += 1;
-        self.control = if self.recovery { ControlState::ShutDownInRecovery } else { ControlState::ShutDown };
+        self.control = if self.recovery {
+            ControlState::ShutDownInRecovery
+        } else {
+            ControlState::ShutDown
+        };
         self.checkpoint = self.end;
         self.server = Server::Down { crashed: false };
         self.streaming = false;
@@ -141,12 +153,20 @@ impl Pg {
         self.open = !self.recovery;
         self.backup_label = false;
         self.checkpoint = self.end;
-        self.control = if self.recovery { ControlState::InArchiveRecovery } else { ControlState::InProduction };
+        self.control = if self.recovery {
+            ControlState::InArchiveRecovery
+        } else {
+            ControlState::InProduction
+        };
     }
 
     pub(crate) fn open_timeline(&mut self, branch: u64) {
         let timeline = self.timeline() + 1;
-        self.history.push(Segment { timeline, start: self.end, branch });
+        self.history.push(Segment {
+            timeline,
+            start: self.end,
+            branch,
+        });
         self.recovery = false;
         self.was_primary = true;
         self.standby_signal = false;
@@ -159,22 +179,44 @@ impl Pg {
 
     /// The truth: everything here is also there.
     pub(crate) fn is_prefix_of(&self, other: &Pg) -> bool {
-        let shared = self.history.iter().enumerate().all(|(i, segment)| other.history.get(i) == Some(segment));
-        let limit = other.history.get(self.history.len()).map_or(other.end, |next| next.start);
+        let shared = self
+            .history
+            .iter()
+            .enumerate()
+            .all(|(i, segment)| other.history.get(i) == Some(segment));
+        let limit = other
+            .history
+            .get(self.history.len())
+            .map_or(other.end, |next| next.start);
         shared && self.end <= limit
     }
 
     /// What PostgreSQL can tell: it knows timelines by number. On another history of the same number it stops at the first record
     /// that does not link to the one before.
     pub(crate) fn may_stream_from(&self, other: &Pg) -> bool {
-        let Some(at) = other.history.iter().position(|segment| segment.timeline == self.timeline()) else { return false };
-        self.end <= other.history.get(at + 1).map_or(other.end, |next| next.start)
+        let Some(at) = other
+            .history
+            .iter()
+            .position(|segment| segment.timeline == self.timeline())
+        else {
+            return false;
+        };
+        self.end
+            <= other
+                .history
+                .get(at + 1)
+                .map_or(other.end, |next| next.start)
     }
 
     /// Receives up to `end` of `other`.
     pub(crate) fn receive(&mut self, other: &Pg, end: u64) {
         self.end = end.max(self.end);
-        self.history = other.history.iter().filter(|segment| segment.start <= self.end).cloned().collect();
+        self.history = other
+            .history
+            .iter()
+            .filter(|segment| segment.start <= self.end)
+            .cloned()
+            .collect();
     }
 
     /// pg_rewind's result: a copy of the source's state. It compares timelines by number and does nothing when they are equal.
@@ -222,7 +264,10 @@ impl Pg {
                 replayed: Lsn(self.end),
                 replication: self.streaming.then_some(ReplicationState::Streaming),
             }),
-            Server::Up => Some(Position::Primary { timeline: Timeline(self.timeline()), lsn: Lsn(self.end) }),
+            Server::Up => Some(Position::Primary {
+                timeline: Timeline(self.timeline()),
+                lsn: Lsn(self.end),
+            }),
             Server::Down { .. } | Server::Starting { .. } => None,
         }
     }

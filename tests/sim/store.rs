@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use howdah::cluster::{Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member};
+use howdah::cluster::{
+    Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member,
+};
 use howdah::ha::decision::Write;
 use howdah::ha::observation::Outcome;
 use howdah::types::{Lsn, MemberName, Moment, Revision, SystemId, Timeline};
@@ -14,11 +16,25 @@ pub(crate) enum Op {
     Acquire,
     Adopt,
     Take,
-    Renew { session: u64, publish: Option<Lsn> },
-    Release { session: u64, publish: Option<Lsn> },
-    HandOver { session: u64, to: MemberName, publish: Lsn },
+    Renew {
+        session: u64,
+        publish: Option<Lsn>,
+    },
+    Release {
+        session: u64,
+        publish: Option<Lsn>,
+    },
+    HandOver {
+        session: u64,
+        to: MemberName,
+        publish: Lsn,
+    },
     PutMember(Box<Member>),
-    Write { write: Write, seen: Box<Cluster>, history: Vec<HistoryEntry> },
+    Write {
+        write: Write,
+        seen: Box<Cluster>,
+        history: Vec<HistoryEntry>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -54,8 +70,12 @@ impl Store {
 
     /// Ends sessions whose time is over; true when something changed.
     pub(crate) fn expire(&mut self, now: Moment) -> bool {
-        let over: Vec<MemberName> =
-            self.sessions.iter().filter(|(_, s)| s.expires <= now).map(|(name, _)| name.clone()).collect();
+        let over: Vec<MemberName> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.expires <= now)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in &over {
             if let Some(session) = self.sessions.remove(name) {
                 self.cluster.members.remove(name);
@@ -98,7 +118,11 @@ impl Store {
     fn lead(&mut self, node: &MemberName, session: u64) {
         let revision = Revision(self.next());
         self.leader_session = session;
-        self.cluster.leader = Some(Leader { name: node.clone(), revision, session: Some(session.to_string()) });
+        self.cluster.leader = Some(Leader {
+            name: node.clone(),
+            revision,
+            session: Some(session.to_string()),
+        });
     }
 
     fn publish(&mut self, at: Option<Lsn>) {
@@ -110,14 +134,28 @@ impl Store {
     pub(crate) fn request(&mut self, leader: Option<MemberName>, candidate: Option<MemberName>) {
         let revision = Revision(self.next());
         self.cluster.failover_revision = Some(revision);
-        self.cluster.failover = Some(FailoverRequest { revision, leader, candidate, scheduled_at: None });
+        self.cluster.failover = Some(FailoverRequest {
+            revision,
+            leader,
+            candidate,
+            scheduled_at: None,
+        });
     }
 
     /// Applies one operation. `known` is the session the node believes to have.
-    pub(crate) fn apply(&mut self, node: &MemberName, known: u64, op: Op, now: Moment, ttl: Duration) -> Reply {
+    pub(crate) fn apply(
+        &mut self,
+        node: &MemberName,
+        known: u64,
+        op: Op,
+        now: Moment,
+        ttl: Duration,
+    ) -> Reply {
         self.expire(now);
         let mut session = known;
-        let owns = |store: &Store, session: u64| store.cluster.is_led_by(node) && store.leader_session == session;
+        let owns = |store: &Store, session: u64| {
+            store.cluster.is_led_by(node) && store.leader_session == session
+        };
         let done = match op {
             Op::Load => true,
             Op::Acquire | Op::Take => {
@@ -136,7 +174,10 @@ impl Store {
                 }
                 mine
             }
-            Op::Renew { session: lease, publish } => {
+            Op::Renew {
+                session: lease,
+                publish,
+            } => {
                 let mine = owns(self, lease);
                 if mine {
                     session = self.session(node, lease, now, ttl);
@@ -144,7 +185,10 @@ impl Store {
                 }
                 mine
             }
-            Op::Release { session: lease, publish } => {
+            Op::Release {
+                session: lease,
+                publish,
+            } => {
                 let mine = owns(self, lease);
                 if mine {
                     self.publish(publish);
@@ -153,7 +197,11 @@ impl Store {
                 }
                 mine
             }
-            Op::HandOver { session: lease, to, publish } => {
+            Op::HandOver {
+                session: lease,
+                to,
+                publish,
+            } => {
                 let target = self.sessions.get(&to).map(|s| s.id);
                 match target {
                     Some(target) if owns(self, lease) && self.cluster.members.contains_key(&to) => {
@@ -169,13 +217,32 @@ impl Store {
                 self.cluster.members.insert(node.clone(), *member);
                 true
             }
-            Op::Write { write, seen, history } => self.write(node, write, &seen, history),
+            Op::Write {
+                write,
+                seen,
+                history,
+            } => self.write(node, write, &seen, history),
         };
-        let outcome = if done { Outcome::Done } else { Outcome::Refused };
-        Reply { outcome, session, cluster: self.cluster.clone(), pause: self.pause }
+        let outcome = if done {
+            Outcome::Done
+        } else {
+            Outcome::Refused
+        };
+        Reply {
+            outcome,
+            session,
+            cluster: self.cluster.clone(),
+            pause: self.pause,
+        }
     }
 
-    fn write(&mut self, node: &MemberName, write: Write, seen: &Cluster, history: Vec<HistoryEntry>) -> bool {
+    fn write(
+        &mut self,
+        node: &MemberName,
+        write: Write,
+        seen: &Cluster,
+        history: Vec<HistoryEntry>,
+    ) -> bool {
         let revision = Revision(self.next());
         match write {
             Write::ClaimInitialize => {
@@ -190,7 +257,10 @@ impl Store {
             Write::Config => {
                 let free = self.cluster.config.is_none();
                 if free {
-                    self.cluster.config = Some(ConfigDocument { data: serde_json::Map::new(), revision });
+                    self.cluster.config = Some(ConfigDocument {
+                        data: serde_json::Map::new(),
+                        revision,
+                    });
                 }
                 free
             }
@@ -210,7 +280,9 @@ impl Store {
                 }
                 let old = self.cluster.history.take().unwrap_or_default().entries;
                 for entry in &mut entries {
-                    let known = old.iter().find(|o| o.timeline == entry.timeline && o.lsn == entry.lsn);
+                    let known = old
+                        .iter()
+                        .find(|o| o.timeline == entry.timeline && o.lsn == entry.lsn);
                     if entry.new_leader.is_none() {
                         entry.new_leader = known.and_then(|o| o.new_leader.clone());
                     }

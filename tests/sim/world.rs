@@ -8,8 +8,8 @@ use std::time::Duration;
 use howdah::cluster::{Cluster, Member, Tags};
 use howdah::ha::decision::{Asked, Decision, Job, Step, StopMode, StopPurpose, Why, Write};
 use howdah::ha::observation::{
-    Divergence, JobEnd, JobView, LeaseView, Local, Memory, Observation, Outcome, Peer, PeerAnswer, Process, Request, Settings,
-    StoreView, Synchronous, Tried, Upstream, WatchdogView,
+    Divergence, JobEnd, JobView, LeaseView, Local, Memory, Observation, Outcome, Peer, PeerAnswer,
+    Process, Request, Settings, StoreView, Synchronous, Tried, Upstream, WatchdogView,
 };
 use howdah::types::{Lsn, MemberName, Moment, PgState, PgVersion, Role, Timeline, WallTime};
 
@@ -34,24 +34,60 @@ const STEPS_MAX: u32 = 24;
 #[derive(Debug)]
 enum Event {
     Tick,
-    Agent { node: usize, incarnation: u32, what: AgentEvent },
-    Pg { node: usize, generation: u64, what: PgEvent },
-    Arrive { node: usize, incarnation: u32, id: u64, op: Op, answered: bool },
-    Guard { node: usize, token: u64 },
+    Agent {
+        node: usize,
+        incarnation: u32,
+        what: AgentEvent,
+    },
+    Pg {
+        node: usize,
+        generation: u64,
+        what: PgEvent,
+    },
+    Arrive {
+        node: usize,
+        incarnation: u32,
+        id: u64,
+        op: Op,
+        answered: bool,
+    },
+    Guard {
+        node: usize,
+        token: u64,
+    },
     Fault(Fault),
-    Back { node: usize },
+    Back {
+        node: usize,
+    },
 }
 
 #[derive(Debug)]
 enum AgentEvent {
     Boot,
-    Timer { token: u64 },
+    Timer {
+        token: u64,
+    },
     Notified,
-    Reply { id: u64, reply: Box<Reply> },
-    Timeout { id: u64 },
-    PeersAt { id: u64, whom: Vec<Asked>, took: u64 },
-    Peers { id: u64, peers: Vec<Peer> },
-    Stage { job: u64, stage: u8 },
+    Reply {
+        id: u64,
+        reply: Box<Reply>,
+    },
+    Timeout {
+        id: u64,
+    },
+    PeersAt {
+        id: u64,
+        whom: Vec<Asked>,
+        took: u64,
+    },
+    Peers {
+        id: u64,
+        peers: Vec<Peer>,
+    },
+    Stage {
+        job: u64,
+        stage: u8,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -172,7 +208,11 @@ impl World {
     pub(crate) fn new(seed: u64, core: Core) -> (Self, Plan) {
         let mut rng = Rng::new(seed);
         let count = usize::try_from(rng.between(2, 5)).unwrap_or(3);
-        let allowed = Allowed { rewind: rng.per_mille(700), replace: rng.per_mille(700), hand_over: rng.per_mille(700) };
+        let allowed = Allowed {
+            rewind: rng.per_mille(700),
+            replace: rng.per_mille(700),
+            hand_over: rng.per_mille(700),
+        };
         let nodes = (0..count).map(|i| Node::new(i, &mut rng)).collect();
         let plan = Plan::new(&mut rng, count);
         let mut world = World {
@@ -209,7 +249,10 @@ impl World {
     fn at(&mut self, millis: u64, event: Event) {
         self.order += 1;
         self.events.insert(self.order, event);
-        self.queue.push(Reverse((self.now + Duration::from_millis(millis), self.order)));
+        self.queue.push(Reverse((
+            self.now + Duration::from_millis(millis),
+            self.order,
+        )));
     }
 
     fn moment(&mut self, when: Moment, event: Event) {
@@ -219,7 +262,8 @@ impl World {
 
     pub(crate) fn say(&mut self, text: impl FnOnce() -> String) {
         let at = self.now.0.as_millis() - 1_000_000;
-        self.trace.push(format!("{:>7}.{:03} {}", at / 1000, at % 1000, text()));
+        self.trace
+            .push(format!("{:>7}.{:03} {}", at / 1000, at % 1000, text()));
     }
 
     pub(crate) fn fail(&mut self, rule: &'static str, detail: String) {
@@ -237,8 +281,12 @@ impl World {
                 Some(Reverse((at, _))) if *at <= end => {}
                 Some(_) | None => break,
             }
-            let Some(Reverse((at, id))) = self.queue.pop() else { break };
-            let Some(event) = self.events.remove(&id) else { continue };
+            let Some(Reverse((at, id))) = self.queue.pop() else {
+                break;
+            };
+            let Some(event) = self.events.remove(&id) else {
+                continue;
+            };
             self.now = at;
             self.handle(event);
             invariants::after_every_step(self);
@@ -249,23 +297,44 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick => self.tick(),
-            Event::Agent { node, incarnation, what } => {
+            Event::Agent {
+                node,
+                incarnation,
+                what,
+            } => {
                 if self.nodes[node].incarnation != incarnation || !self.nodes[node].up {
                     return;
                 }
                 let thaw = self.nodes[node].frozen_until;
                 if self.now < thaw {
-                    self.moment(thaw, Event::Agent { node, incarnation, what });
+                    self.moment(
+                        thaw,
+                        Event::Agent {
+                            node,
+                            incarnation,
+                            what,
+                        },
+                    );
                     return;
                 }
                 self.agent_event(node, what);
             }
-            Event::Pg { node, generation, what } => {
+            Event::Pg {
+                node,
+                generation,
+                what,
+            } => {
                 if self.nodes[node].pg.generation == generation {
                     self.pg_event(node, what);
                 }
             }
-            Event::Arrive { node, incarnation, id, op, answered } => self.arrive(node, incarnation, id, op, answered),
+            Event::Arrive {
+                node,
+                incarnation,
+                id,
+                op,
+                answered,
+            } => self.arrive(node, incarnation, id, op, answered),
             Event::Guard { node, token } => self.guard(node, token),
             Event::Fault(fault) => fault.apply(self),
             Event::Back { node } => {
@@ -287,7 +356,14 @@ impl World {
         n.stable_since = self.now;
         n.agent = None;
         let incarnation = n.incarnation;
-        self.at(delay + 1, Event::Agent { node, incarnation, what: AgentEvent::Boot });
+        self.at(
+            delay + 1,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Boot,
+            },
+        );
     }
 
     pub(crate) fn kill_container(&mut self, node: usize, back: u64) {
@@ -346,7 +422,11 @@ impl World {
 
     /// The name in the leader key, as an index.
     pub(crate) fn leader(&self) -> Option<usize> {
-        self.store.cluster.leader.as_ref().and_then(|leader| self.index(&leader.name))
+        self.store
+            .cluster
+            .leader
+            .as_ref()
+            .and_then(|leader| self.index(&leader.name))
     }
 
     // ---- time passes -----------------------------------------------------------------------------------------------------
@@ -378,7 +458,10 @@ impl World {
         };
         let ready = source.filter(|source| {
             let s = &self.nodes[*source];
-            *source != node && self.reaches(node, *source) && s.pg.server == Server::Up && n.pg.may_stream_from(&s.pg)
+            *source != node
+                && self.reaches(node, *source)
+                && s.pg.server == Server::Up
+                && n.pg.may_stream_from(&s.pg)
         });
         let Some(source) = ready else {
             self.nodes[node].pg.streaming = false;
@@ -409,7 +492,14 @@ impl World {
             if self.nodes[node].up && !self.cut_from_store.contains(&node) && !self.store_down {
                 let delay = self.rng.between(1, 20);
                 let incarnation = self.nodes[node].incarnation;
-                self.at(delay, Event::Agent { node, incarnation, what: AgentEvent::Notified });
+                self.at(
+                    delay,
+                    Event::Agent {
+                        node,
+                        incarnation,
+                        what: AgentEvent::Notified,
+                    },
+                );
             }
         }
     }
@@ -431,15 +521,30 @@ impl World {
 
     fn pg_at(&mut self, node: usize, millis: u64, what: PgEvent) {
         let generation = self.nodes[node].pg.generation;
-        self.at(millis, Event::Pg { node, generation, what });
+        self.at(
+            millis,
+            Event::Pg {
+                node,
+                generation,
+                what,
+            },
+        );
     }
 
     fn start_postgres(&mut self, node: usize) {
         let now = self.now;
         self.nodes[node].pg.begin_start(now);
         let slow = self.rng.per_mille(40);
-        let millis = if slow { self.rng.between(4000, 15000) } else { self.rng.between(30, 500) };
-        let what = if self.rng.per_mille(30) { PgEvent::StartFailed } else { PgEvent::Ready };
+        let millis = if slow {
+            self.rng.between(4000, 15000)
+        } else {
+            self.rng.between(30, 500)
+        };
+        let what = if self.rng.per_mille(30) {
+            PgEvent::StartFailed
+        } else {
+            PgEvent::Ready
+        };
         self.pg_at(node, millis, what);
     }
 
@@ -473,7 +578,10 @@ impl World {
                 pg.end += 1;
                 let at = Lsn(pg.end);
                 pg.control = howdah::ha::observation::ControlState::ShutDown;
-                if let Some(job) = self.nodes[node].agent.as_mut().and_then(|agent| agent.job.as_mut())
+                if let Some(job) = self.nodes[node]
+                    .agent
+                    .as_mut()
+                    .and_then(|agent| agent.job.as_mut())
                     && matches!(job.job, Job::Stop { .. })
                 {
                     job.shut_down_at = Some(at);
@@ -488,7 +596,8 @@ impl World {
                 for other in 0..self.nodes.len() {
                     let o = &self.nodes[other];
                     let name = &self.nodes[node].name;
-                    let connected = o.pg.streaming && matches!(&o.pg.follows, Some(Upstream::Member { name: n, .. }) if n == name);
+                    let connected = o.pg.streaming
+                        && matches!(&o.pg.follows, Some(Upstream::Member { name: n, .. }) if n == name);
                     if other != node && connected && self.reaches(node, other) {
                         self.receive(other, node);
                     }
@@ -505,15 +614,21 @@ impl World {
         let Some(agent) = agent.as_mut() else { return };
         if let Some(running) = agent.job.as_mut().filter(|job| job.end.is_none()) {
             let end = match (&running.job, pg.server) {
-                (Job::StartPrimary { .. } | Job::StartStandby { .. } | Job::Restart { .. }, Server::Up) => Some(JobEnd::Done),
-                (Job::StartPrimary { .. } | Job::StartStandby { .. } | Job::Restart { .. }, Server::Down { .. }) => {
-                    Some(JobEnd::Failed("did not start".to_owned()))
-                }
+                (
+                    Job::StartPrimary { .. } | Job::StartStandby { .. } | Job::Restart { .. },
+                    Server::Up,
+                ) => Some(JobEnd::Done),
+                (
+                    Job::StartPrimary { .. } | Job::StartStandby { .. } | Job::Restart { .. },
+                    Server::Down { .. },
+                ) => Some(JobEnd::Failed("did not start".to_owned())),
                 (Job::Stop { .. }, Server::Down { .. }) => {
                     Some(running.shut_down_at.map_or(JobEnd::Done, JobEnd::StoppedAt))
                 }
                 (Job::Promote, Server::Up) if !pg.recovery => Some(JobEnd::Done),
-                (Job::Promote, Server::Down { .. }) => Some(JobEnd::Failed("PostgreSQL died".to_owned())),
+                (Job::Promote, Server::Down { .. }) => {
+                    Some(JobEnd::Failed("PostgreSQL died".to_owned()))
+                }
                 _ => None,
             };
             running.end = end;
@@ -534,13 +649,23 @@ impl World {
         let id = self.order;
         let since = self.now;
         if let Some(agent) = self.nodes[node].agent.as_mut() {
-            agent.job = Some(Running { id, job: job.clone(), since, shut_down_at: None, cancelled: false, end: None });
+            agent.job = Some(Running {
+                id,
+                job: job.clone(),
+                since,
+                shut_down_at: None,
+                cancelled: false,
+                end: None,
+            });
         }
         match job {
             Job::Bootstrap => self.stage(node, id, 1, 400, 900),
             Job::Clone { .. } => {
                 if self.nodes[node].pg.present {
-                    self.fail("S4", format!("n{node} clones into a directory that is not empty"));
+                    self.fail(
+                        "S4",
+                        format!("n{node} clones into a directory that is not empty"),
+                    );
                 }
                 self.stage(node, id, 1, 200, 800);
             }
@@ -565,7 +690,12 @@ impl World {
                 self.finish(node, JobEnd::Done);
             }
             Job::Promote => self.stage(node, id, 1, 5, 20),
-            Job::Stop { mode, bound, purpose, .. } => self.stop_postgres(node, id, mode, bound, purpose),
+            Job::Stop {
+                mode,
+                bound,
+                purpose,
+                ..
+            } => self.stop_postgres(node, id, mode, bound, purpose),
             Job::Restart { .. } => {
                 self.nodes[node].pg.shut_down();
                 self.start_postgres(node);
@@ -575,7 +705,10 @@ impl World {
             Job::Rewind { .. } => self.stage(node, id, 1, 200, 600),
             Job::Replace { .. } => {
                 if !self.allowed.replace && !self.reinit_requested(node) {
-                    self.fail("S4", format!("n{node} replaces its directory although that is not allowed"));
+                    self.fail(
+                        "S4",
+                        format!("n{node} replaces its directory although that is not allowed"),
+                    );
                 }
                 self.stage(node, id, 1, 300, 900);
             }
@@ -584,36 +717,73 @@ impl World {
 
     fn reinit_requested(&self, node: usize) -> bool {
         self.nodes[node].agent.as_ref().is_some_and(|agent| {
-            matches!(&agent.job, Some(Running { job: Job::Replace { because: howdah::ha::decision::ReplaceReason::Requested, .. }, .. }))
+            matches!(
+                &agent.job,
+                Some(Running {
+                    job: Job::Replace {
+                        because: howdah::ha::decision::ReplaceReason::Requested,
+                        ..
+                    },
+                    ..
+                })
+            )
         })
     }
 
-    fn stop_postgres(&mut self, node: usize, id: u64, mode: StopMode, bound: Option<Duration>, _purpose: StopPurpose) {
+    fn stop_postgres(
+        &mut self,
+        node: usize,
+        id: u64,
+        mode: StopMode,
+        bound: Option<Duration>,
+        _purpose: StopPurpose,
+    ) {
         self.nodes[node].pg.generation += 1;
         match (self.nodes[node].pg.server, mode) {
             (Server::Down { .. }, _) => self.finish(node, JobEnd::Done),
             (Server::Up, StopMode::Fast) => {
                 let slow = self.rng.per_mille(80);
-                let millis = if slow { self.rng.between(3000, 9000) } else { self.rng.between(30, 300) };
-                let what = if self.nodes[node].pg.recovery { PgEvent::Exited } else { PgEvent::Checkpointed };
+                let millis = if slow {
+                    self.rng.between(3000, 9000)
+                } else {
+                    self.rng.between(30, 300)
+                };
+                let what = if self.nodes[node].pg.recovery {
+                    PgEvent::Exited
+                } else {
+                    PgEvent::Checkpointed
+                };
                 self.pg_at(node, millis, what);
                 if let Some(bound) = bound {
                     let bound = u64::try_from(bound.as_millis()).unwrap_or(0);
                     self.stage(node, id, 8, bound, bound);
                 }
             }
-            (Server::Up, StopMode::Immediate) | (Server::Starting { .. }, _) => self.stage(node, id, 8, 10, 40),
+            (Server::Up, StopMode::Immediate) | (Server::Starting { .. }, _) => {
+                self.stage(node, id, 8, 10, 40)
+            }
         }
     }
 
     fn stage(&mut self, node: usize, job: u64, stage: u8, low: u64, high: u64) {
         let millis = self.rng.between(low, high);
         let incarnation = self.nodes[node].incarnation;
-        self.at(millis, Event::Agent { node, incarnation, what: AgentEvent::Stage { job, stage } });
+        self.at(
+            millis,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Stage { job, stage },
+            },
+        );
     }
 
     fn finish(&mut self, node: usize, end: JobEnd) {
-        if let Some(job) = self.nodes[node].agent.as_mut().and_then(|agent| agent.job.as_mut()) {
+        if let Some(job) = self.nodes[node]
+            .agent
+            .as_mut()
+            .and_then(|agent| agent.job.as_mut())
+        {
             job.end = Some(end);
         }
         self.wake(node);
@@ -621,16 +791,30 @@ impl World {
 
     /// A node that can be copied from or compared with.
     fn source(&self, node: usize, upstream: &Upstream) -> Option<usize> {
-        let Upstream::Member { name, .. } = upstream else { return None };
+        let Upstream::Member { name, .. } = upstream else {
+            return None;
+        };
         let source = self.index(name)?;
-        (source != node && self.reaches(node, source) && self.nodes[source].pg.server == Server::Up).then_some(source)
+        (source != node && self.reaches(node, source) && self.nodes[source].pg.server == Server::Up)
+            .then_some(source)
     }
 
     fn job_stage(&mut self, node: usize, id: u64, stage: u8) {
-        let Some(agent) = self.nodes[node].agent.as_ref() else { return };
-        let Some(running) = agent.job.as_ref().filter(|job| job.id == id && job.end.is_none()) else { return };
+        let Some(agent) = self.nodes[node].agent.as_ref() else {
+            return;
+        };
+        let Some(running) = agent
+            .job
+            .as_ref()
+            .filter(|job| job.id == id && job.end.is_none())
+        else {
+            return;
+        };
         let job = running.job.clone();
-        let serve_until = agent.held.as_ref().map(|held| Moment(held.expires.0.saturating_sub(STOP_MARGIN)));
+        let serve_until = agent
+            .held
+            .as_ref()
+            .map(|held| Moment(held.expires.0.saturating_sub(STOP_MARGIN)));
         match job {
             Job::Bootstrap => {
                 if self.rng.per_mille(50) {
@@ -701,26 +885,47 @@ impl World {
 
     /// What pg_controldata, IDENTIFY_SYSTEM and TIMELINE_HISTORY can tell: numbers.
     fn compare(&mut self, node: usize, with: &Upstream) {
-        let Some(source) = self.source(node, with).filter(|source| !self.nodes[*source].pg.recovery) else {
-            self.finish(node, JobEnd::Failed("the leader does not answer".to_owned()));
+        let Some(source) = self
+            .source(node, with)
+            .filter(|source| !self.nodes[*source].pg.recovery)
+        else {
+            self.finish(
+                node,
+                JobEnd::Failed("the leader does not answer".to_owned()),
+            );
             return;
         };
         let (mine, theirs) = (&self.nodes[node].pg, &self.nodes[source].pg);
         let known = match mine.control {
-            howdah::ha::observation::ControlState::InProduction if mine.server != Server::Up => mine.checkpoint,
+            howdah::ha::observation::ControlState::InProduction if mine.server != Server::Up => {
+                mine.checkpoint
+            }
             _ => mine.end,
         };
-        let at = theirs.history.iter().position(|segment| segment.timeline == mine.timeline());
+        let at = theirs
+            .history
+            .iter()
+            .position(|segment| segment.timeline == mine.timeline());
         let number = |segment: &crate::postgres::Segment| (segment.timeline, segment.start);
-        let forked = mine.history.iter().zip(&theirs.history).any(|(a, b)| number(a) != number(b));
+        let forked = mine
+            .history
+            .iter()
+            .zip(&theirs.history)
+            .any(|(a, b)| number(a) != number(b));
         let diverged = match at {
             None => true,
             Some(_) if forked => true,
-            Some(at) => theirs.history.get(at + 1).is_some_and(|next| known > next.start),
+            Some(at) => theirs
+                .history
+                .get(at + 1)
+                .is_some_and(|next| known > next.start),
         };
         let name = self.nodes[source].name.clone();
         let verdict = if diverged {
-            Divergence::Diverged { from: name, detail: "timelines forked".to_owned() }
+            Divergence::Diverged {
+                from: name,
+                detail: "timelines forked".to_owned(),
+            }
         } else {
             Divergence::Prefix { of: name }
         };
@@ -731,10 +936,19 @@ impl World {
 
     fn rewind(&mut self, node: usize, from: &Upstream) {
         if !self.allowed.rewind {
-            self.fail("S4", format!("n{node} rewinds although that is not possible"));
+            self.fail(
+                "S4",
+                format!("n{node} rewinds although that is not possible"),
+            );
         }
-        let Some(source) = self.source(node, from).filter(|source| !self.nodes[*source].pg.recovery) else {
-            self.finish(node, JobEnd::Failed("the leader does not answer".to_owned()));
+        let Some(source) = self
+            .source(node, from)
+            .filter(|source| !self.nodes[*source].pg.recovery)
+        else {
+            self.finish(
+                node,
+                JobEnd::Failed("the leader does not answer".to_owned()),
+            );
             return;
         };
         if self.rng.per_mille(100) {
@@ -760,12 +974,20 @@ impl World {
     fn agent_event(&mut self, node: usize, what: AgentEvent) {
         match what {
             AgentEvent::Boot => {
-                let role = if self.nodes[node].pg.present { Role::Replica } else { Role::Uninitialized };
+                let role = if self.nodes[node].pg.present {
+                    Role::Replica
+                } else {
+                    Role::Uninitialized
+                };
                 self.nodes[node].agent = Some(Box::new(Agent::new(role, self.now)));
                 self.begin_turn(node);
             }
             AgentEvent::Timer { token } => {
-                if self.nodes[node].agent.as_ref().is_some_and(|agent| agent.timer == token) {
+                if self.nodes[node]
+                    .agent
+                    .as_ref()
+                    .is_some_and(|agent| agent.timer == token)
+                {
                     self.wake(node);
                 }
             }
@@ -797,7 +1019,10 @@ impl World {
     }
 
     fn is_waiting(&self, node: usize, id: u64) -> bool {
-        self.nodes[node].agent.as_ref().is_some_and(|agent| agent.waiting == id)
+        self.nodes[node]
+            .agent
+            .as_ref()
+            .is_some_and(|agent| agent.waiting == id)
     }
 
     /// An event: a turn now, or right after the present one.
@@ -805,10 +1030,19 @@ impl World {
         if self.frozen(node) {
             let incarnation = self.nodes[node].incarnation;
             let thaw = self.nodes[node].frozen_until;
-            self.moment(thaw, Event::Agent { node, incarnation, what: AgentEvent::Notified });
+            self.moment(
+                thaw,
+                Event::Agent {
+                    node,
+                    incarnation,
+                    what: AgentEvent::Notified,
+                },
+            );
             return;
         }
-        let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
         agent.dirty = true;
         if matches!(agent.phase, Phase::Asleep) {
             self.begin_turn(node);
@@ -816,13 +1050,19 @@ impl World {
     }
 
     fn begin_turn(&mut self, node: usize) {
-        let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
         agent.dirty = false;
         agent.wake_at = None;
         agent.finished = None;
         agent.obs = None;
         if agent.job.as_ref().is_some_and(|job| job.end.is_some())
-            && let Some(Running { job, end: Some(end), .. }) = agent.job.take()
+            && let Some(Running {
+                job,
+                end: Some(end),
+                ..
+            }) = agent.job.take()
         {
             agent.finished = Some((job, end));
         }
@@ -836,36 +1076,75 @@ impl World {
         let id = self.order;
         let now = self.now;
         let incarnation = self.nodes[node].incarnation;
-        let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
         agent.waiting = id;
         agent.sent = now;
         let budget = agent.held.as_ref().map_or(RETRY, |held| {
             let act_by = Moment(held.expires.0.saturating_sub(STOP_MARGIN));
-            if act_by > now { RETRY.min(act_by.since(now)) } else { Duration::from_millis(200) }
+            if act_by > now {
+                RETRY.min(act_by.since(now))
+            } else {
+                Duration::from_millis(200)
+            }
         });
         let timeout = u64::try_from(budget.as_millis()).unwrap_or(0).max(1);
-        self.at(timeout, Event::Agent { node, incarnation, what: AgentEvent::Timeout { id } });
-        let (cut, loss) = (self.cut_from_store.contains(&node) || self.store_down, self.loss);
+        self.at(
+            timeout,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Timeout { id },
+            },
+        );
+        let (cut, loss) = (
+            self.cut_from_store.contains(&node) || self.store_down,
+            self.loss,
+        );
         if cut || self.rng.per_mille(loss) {
             return;
         }
-        let delay = if self.rng.per_mille(3) { self.rng.between(100, 4000) } else { self.rng.between(1, 4) };
+        let delay = if self.rng.per_mille(3) {
+            self.rng.between(100, 4000)
+        } else {
+            self.rng.between(1, 4)
+        };
         let answered = !self.rng.per_mille(loss);
-        self.at(delay, Event::Arrive { node, incarnation, id, op, answered });
+        self.at(
+            delay,
+            Event::Arrive {
+                node,
+                incarnation,
+                id,
+                op,
+                answered,
+            },
+        );
     }
 
     fn arrive(&mut self, node: usize, incarnation: u32, id: u64, op: Op, answered: bool) {
         if self.store_down {
             return;
         }
-        let known = self.nodes[node].agent.as_ref().map_or(0, |agent| agent.session);
+        let known = self.nodes[node]
+            .agent
+            .as_ref()
+            .map_or(0, |agent| agent.session);
         let name = self.nodes[node].name.clone();
         // Positions and heartbeats wake nobody.
         let told = |m: &Member| (m.state, m.role, m.timeline, m.tags.clone());
         let watched = match &op {
             Op::Load | Op::Renew { .. } => false,
-            Op::PutMember(new) => self.store.cluster.members.get(&name).map(told) != Some(told(new)),
-            Op::Acquire | Op::Adopt | Op::Take | Op::Release { .. } | Op::HandOver { .. } | Op::Write { .. } => true,
+            Op::PutMember(new) => {
+                self.store.cluster.members.get(&name).map(told) != Some(told(new))
+            }
+            Op::Acquire
+            | Op::Adopt
+            | Op::Take
+            | Op::Release { .. }
+            | Op::HandOver { .. }
+            | Op::Write { .. } => true,
         };
         let reply = self.store.apply(&name, known, op, self.now, TTL);
         if watched && reply.outcome == Outcome::Done {
@@ -873,14 +1152,26 @@ impl World {
         }
         if answered && !self.cut_from_store.contains(&node) {
             let delay = self.rng.between(1, 4);
-            let what = AgentEvent::Reply { id, reply: Box::new(reply) };
-            self.at(delay, Event::Agent { node, incarnation, what });
+            let what = AgentEvent::Reply {
+                id,
+                reply: Box::new(reply),
+            };
+            self.at(
+                delay,
+                Event::Agent {
+                    node,
+                    incarnation,
+                    what,
+                },
+            );
         }
     }
 
     fn replied(&mut self, node: usize, reply: Option<Box<Reply>>) {
         let now = self.now;
-        let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
         agent.waiting = 0;
         if let Some(reply) = &reply {
             agent.session = reply.session;
@@ -895,12 +1186,19 @@ impl World {
             Phase::Loading => {
                 let store = match reply {
                     Some(reply) => StoreView::Fresh(reply.cluster),
-                    None => StoreView::Silent { since: agent.heard, last: agent.last.clone().map(Box::new) },
+                    None => StoreView::Silent {
+                        since: agent.heard,
+                        last: agent.last.clone().map(Box::new),
+                    },
                 };
                 // What runs decides the role, whoever started it.
                 let Node { agent, pg, .. } = &mut self.nodes[node];
                 if let (Some(agent), Server::Up) = (agent.as_mut(), pg.server) {
-                    agent.role = if pg.recovery { agent.role } else { Role::Primary };
+                    agent.role = if pg.recovery {
+                        agent.role
+                    } else {
+                        Role::Primary
+                    };
                 }
                 let obs = self.observe(node, store);
                 if let Some(agent) = self.nodes[node].agent.as_mut() {
@@ -917,23 +1215,37 @@ impl World {
 
     /// Takes the outcome of a store operation into the picture.
     fn acted(&mut self, node: usize, step: Step, reply: Option<Box<Reply>>, sent: Moment) {
-        let outcome = reply.as_ref().map_or(Outcome::Unknown, |reply| reply.outcome);
+        let outcome = reply
+            .as_ref()
+            .map_or(Outcome::Unknown, |reply| reply.outcome);
         let name = self.nodes[node].name.clone();
         let expires = sent + TTL;
         let mut planned = None;
         {
-            let Some(agent) = self.nodes[node].agent.as_mut() else { return };
-            let Some(obs) = agent.obs.as_mut() else { return };
+            let Some(agent) = self.nodes[node].agent.as_mut() else {
+                return;
+            };
+            let Some(obs) = agent.obs.as_mut() else {
+                return;
+            };
             if let Some(reply) = &reply {
                 obs.store = StoreView::Fresh(reply.cluster.clone());
                 obs.settings.pause = reply.pause;
             }
             match &step {
                 Step::Acquire | Step::Adopt | Step::Take | Step::Renew => {
-                    let tried = if step == Step::Renew { &mut obs.tried.renew } else { &mut obs.tried.acquire };
+                    let tried = if step == Step::Renew {
+                        &mut obs.tried.renew
+                    } else {
+                        &mut obs.tried.acquire
+                    };
                     *tried = Some(outcome);
                     if outcome == Outcome::Done {
-                        agent.held = Some(Held { session: agent.session, sent, expires });
+                        agent.held = Some(Held {
+                            session: agent.session,
+                            sent,
+                            expires,
+                        });
                         self.nodes[node].leads_until = Some(expires);
                         self.nodes[node].pg.newborn = false;
                     }
@@ -975,7 +1287,9 @@ impl World {
 
     /// Tells init until when PostgreSQL may run as a primary.
     fn promise(&mut self, node: usize) {
-        let Some(agent) = self.nodes[node].agent.as_ref() else { return };
+        let Some(agent) = self.nodes[node].agent.as_ref() else {
+            return;
+        };
         let until = agent
             .held
             .as_ref()
@@ -996,7 +1310,9 @@ impl World {
 
     fn observe(&self, node: usize, store: StoreView) -> Observation {
         let n = &self.nodes[node];
-        let Some(agent) = n.agent.as_ref() else { unreachable!("an agent observes") };
+        let Some(agent) = n.agent.as_ref() else {
+            unreachable!("an agent observes")
+        };
         Observation {
             me: n.name.clone(),
             now: self.now,
@@ -1014,13 +1330,20 @@ impl World {
                 version: Some(PgVersion(150_000)),
                 standby_configured: n.pg.standby_signal,
                 position: n.pg.position(),
-                follows: if n.pg.standby_signal { n.pg.follows.clone() } else { None },
+                follows: if n.pg.standby_signal {
+                    n.pg.follows.clone()
+                } else {
+                    None
+                },
                 divergence: agent.divergence.clone(),
                 replay_paused: false,
             },
             job: agent.job_view(),
             peers: None,
-            watchdog: WatchdogView { armed: true, usable: true },
+            watchdog: WatchdogView {
+                armed: true,
+                usable: true,
+            },
             requests: agent.requests.clone(),
             stopping: agent.stopping,
         }
@@ -1058,9 +1381,13 @@ impl World {
         loop {
             let now = self.now;
             let core = self.core;
-            let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+            let Some(agent) = self.nodes[node].agent.as_mut() else {
+                return;
+            };
             let (lease, view) = (agent.lease(), agent.job_view());
-            let Some(obs) = agent.obs.as_mut() else { return };
+            let Some(obs) = agent.obs.as_mut() else {
+                return;
+            };
             obs.now = now;
             obs.lease = lease;
             obs.job = view;
@@ -1078,7 +1405,13 @@ impl World {
                 self.reasons.insert(variant(&decision.why));
             }
             if steps > STEPS_MAX {
-                self.fail("rest", format!("n{node}: the turn does not come to rest: {:?}", decision.step));
+                self.fail(
+                    "rest",
+                    format!(
+                        "n{node}: the turn does not come to rest: {:?}",
+                        decision.step
+                    ),
+                );
                 return;
             }
             if !self.act(node, decision.step) {
@@ -1089,8 +1422,13 @@ impl World {
 
     /// Carries a step out; `true` = ask again at once.
     fn act(&mut self, node: usize, step: Step) -> bool {
-        let session = self.nodes[node].agent.as_ref().and_then(|agent| agent.held.as_ref()).map_or(0, |held| held.session);
-        let pg_end = (self.nodes[node].pg.server == Server::Up).then_some(Lsn(self.nodes[node].pg.end));
+        let session = self.nodes[node]
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.held.as_ref())
+            .map_or(0, |held| held.session);
+        let pg_end =
+            (self.nodes[node].pg.server == Server::Up).then_some(Lsn(self.nodes[node].pg.end));
         let op = match &step {
             Step::Rest => {
                 self.publish(node);
@@ -1101,17 +1439,27 @@ impl World {
                 return false;
             }
             Step::Reload => Op::Load,
-            Step::Renew => Op::Renew { session, publish: pg_end },
+            Step::Renew => Op::Renew {
+                session,
+                publish: pg_end,
+            },
             Step::Acquire => Op::Acquire,
             Step::Adopt => Op::Adopt,
             Step::Take => Op::Take,
             Step::Release { publish } => {
                 invariants::gives_away(self, node);
-                Op::Release { session, publish: *publish }
+                Op::Release {
+                    session,
+                    publish: *publish,
+                }
             }
             Step::HandOver { to, publish } => {
                 invariants::gives_away(self, node);
-                Op::HandOver { session, to: to.clone(), publish: *publish }
+                Op::HandOver {
+                    session,
+                    to: to.clone(),
+                    publish: *publish,
+                }
             }
             Step::Write(write) => self.document(node, write.clone()),
             Step::ForgetLease => {
@@ -1125,7 +1473,11 @@ impl World {
                 return self.violation.is_none();
             }
             Step::CancelJob => {
-                if let Some(job) = self.nodes[node].agent.as_mut().and_then(|agent| agent.job.as_mut()) {
+                if let Some(job) = self.nodes[node]
+                    .agent
+                    .as_mut()
+                    .and_then(|agent| agent.job.as_mut())
+                {
                     job.cancelled = true;
                     job.end = Some(JobEnd::Cancelled);
                 }
@@ -1139,7 +1491,11 @@ impl World {
                 let pg = &mut self.nodes[node].pg;
                 pg.follows = Some(upstream.clone());
                 pg.streaming = false;
-                if let Some(obs) = self.nodes[node].agent.as_mut().and_then(|agent| agent.obs.as_mut()) {
+                if let Some(obs) = self.nodes[node]
+                    .agent
+                    .as_mut()
+                    .and_then(|agent| agent.obs.as_mut())
+                {
                     obs.postgres.follows = Some(upstream.clone());
                 }
                 return true;
@@ -1178,7 +1534,11 @@ impl World {
             .and_then(|obs| obs.cluster().cloned())
             .unwrap_or_default();
         let history = entries(&self.nodes[node].pg.history);
-        Op::Write { write, seen: Box::new(seen), history }
+        Op::Write {
+            write,
+            seen: Box::new(seen),
+            history,
+        }
     }
 
     fn ask(&mut self, node: usize, whom: Vec<Asked>) {
@@ -1190,7 +1550,14 @@ impl World {
         }
         let took = self.rng.between(1, 8);
         let incarnation = self.nodes[node].incarnation;
-        self.at(took, Event::Agent { node, incarnation, what: AgentEvent::PeersAt { id, whom, took } });
+        self.at(
+            took,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::PeersAt { id, whom, took },
+            },
+        );
     }
 
     /// The moment at which the questions arrive.
@@ -1199,22 +1566,39 @@ impl World {
         let mut wait = took;
         for asked in whom {
             let index = self.index(&asked.name);
-            let talks = index.filter(|i| self.reaches(node, *i) && !self.frozen(*i) && self.nodes[*i].agent.is_some());
+            let talks = index.filter(|i| {
+                self.reaches(node, *i) && !self.frozen(*i) && self.nodes[*i].agent.is_some()
+            });
             let answer = talks.and_then(|i| self.nodes[i].answer());
             if talks.is_none() {
                 wait = wait.max(u64::try_from(asked.patience.as_millis()).unwrap_or(0));
             }
-            peers.push(Peer { name: asked.name.clone(), answer });
+            peers.push(Peer {
+                name: asked.name.clone(),
+                answer,
+            });
         }
         let incarnation = self.nodes[node].incarnation;
-        self.at(wait, Event::Agent { node, incarnation, what: AgentEvent::Peers { id, peers } });
+        self.at(
+            wait,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Peers { id, peers },
+            },
+        );
     }
 
     /// End of the turn: publish the member document, then sleep.
     fn publish(&mut self, node: usize) {
         let n = &self.nodes[node];
-        let Some(agent) = n.agent.as_ref() else { return };
-        let known = agent.obs.as_ref().is_some_and(|obs| obs.cluster().is_some());
+        let Some(agent) = n.agent.as_ref() else {
+            return;
+        };
+        let known = agent
+            .obs
+            .as_ref()
+            .is_some_and(|obs| obs.cluster().is_some());
         if !known {
             self.sleep(node);
             return;
@@ -1228,7 +1612,14 @@ impl World {
                 Some(_) | None => PgState::Stopped,
             },
         };
-        let member = member(&n.name, agent.role, state, timeline, n.tags.clone(), Lsn(n.pg.end));
+        let member = member(
+            &n.name,
+            agent.role,
+            state,
+            timeline,
+            n.tags.clone(),
+            Lsn(n.pg.end),
+        );
         if let Some(agent) = self.nodes[node].agent.as_mut() {
             agent.phase = Phase::Publishing;
         }
@@ -1241,7 +1632,9 @@ impl World {
         self.order += 1;
         let token = self.order;
         let incarnation = self.nodes[node].incarnation;
-        let Some(agent) = self.nodes[node].agent.as_mut() else { return };
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
         agent.phase = Phase::Asleep;
         agent.waiting = 0;
         agent.timer = token;
@@ -1260,7 +1653,14 @@ impl World {
                 until = until.min(act_by);
             }
         }
-        self.moment(until, Event::Agent { node, incarnation, what: AgentEvent::Timer { token } });
+        self.moment(
+            until,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Timer { token },
+            },
+        );
     }
 }
 
@@ -1291,7 +1691,10 @@ impl Agent {
     }
 
     fn lease(&self) -> Option<LeaseView> {
-        self.held.as_ref().map(|held| LeaseView { sent: held.sent, expires: held.expires })
+        self.held.as_ref().map(|held| LeaseView {
+            sent: held.sent,
+            expires: held.expires,
+        })
     }
 
     fn job_view(&self) -> JobView {
@@ -1304,7 +1707,10 @@ impl Agent {
             };
         }
         match &self.finished {
-            Some((job, end)) => JobView::Finished { job: job.clone(), end: end.clone() },
+            Some((job, end)) => JobView::Finished {
+                job: job.clone(),
+                end: end.clone(),
+            },
             None => JobView::Idle,
         }
     }
@@ -1348,7 +1754,9 @@ impl Node {
 
     /// What its agent said last.
     pub(crate) fn reason(&self) -> String {
-        self.agent.as_ref().map_or_else(|| "no agent".to_owned(), |agent| agent.why.to_string())
+        self.agent
+            .as_ref()
+            .map_or_else(|| "no agent".to_owned(), |agent| agent.why.to_string())
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -1356,7 +1764,14 @@ impl Node {
     }
 }
 
-fn member(name: &MemberName, role: Role, state: PgState, timeline: Option<Timeline>, tags: Tags, lsn: Lsn) -> Member {
+fn member(
+    name: &MemberName,
+    role: Role,
+    state: PgState,
+    timeline: Option<Timeline>,
+    tags: Tags,
+    lsn: Lsn,
+) -> Member {
     Member {
         name: name.clone(),
         session: None,
@@ -1382,7 +1797,10 @@ fn member(name: &MemberName, role: Role, state: PgState, timeline: Option<Timeli
 /// The variant's name.
 fn variant(why: &Why) -> String {
     let text = format!("{why:?}");
-    text.split([' ', '{', '(']).next().unwrap_or_default().to_owned()
+    text.split([' ', '{', '('])
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Steps as the trace shows them.
@@ -1424,7 +1842,9 @@ impl World {
         self.store_down = false;
         self.store.pause = false;
         // A creator that died in the middle leaves its claim; only an operator can tell that it is not coming back.
-        if self.store.cluster.initialize == Initialize::InProgress && self.store.cluster.leader.is_none() {
+        if self.store.cluster.initialize == Initialize::InProgress
+            && self.store.cluster.leader.is_none()
+        {
             self.store.cluster.initialize = Initialize::Absent;
         }
         for node in 0..self.nodes.len() {

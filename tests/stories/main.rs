@@ -4,7 +4,13 @@
 //! fact; a line that begins with `->` asks the core and holds its answer: step, reason, text. The memory goes on through a story.
 //! `HOWDAH_UPDATE=1` writes the answers; read the difference before committing it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, clippy::panic, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod picture;
 
@@ -44,7 +50,9 @@ fn tell(text: &str, file: &str) -> (String, BTreeSet<String>) {
             writeln!(out, "-> {}", answer(&decision)).unwrap();
             continue;
         } else if !line.trim().is_empty() && !line.starts_with('#') {
-            picture.change(line).unwrap_or_else(|error| panic!("{file}:{}: {error}: {line}", number + 1));
+            picture
+                .change(line)
+                .unwrap_or_else(|error| panic!("{file}:{}: {error}: {line}", number + 1));
         }
         writeln!(out, "{line}").unwrap();
     }
@@ -52,18 +60,29 @@ fn tell(text: &str, file: &str) -> (String, BTreeSet<String>) {
 }
 
 fn answer(decision: &Decision) -> String {
-    format!("{} | {} | {}", step(&decision.step), reason(decision), decision.why)
+    format!(
+        "{} | {} | {}",
+        step(&decision.step),
+        reason(decision),
+        decision.why
+    )
 }
 
 /// The step without the noise of addresses.
 fn step(step: &Step) -> String {
     if let Step::AskPeers { whom } = step {
-        let names: Vec<String> = whom.iter().map(|asked| format!("{}:{}ms", asked.name, asked.patience.as_millis())).collect();
+        let names: Vec<String> = whom
+            .iter()
+            .map(|asked| format!("{}:{}ms", asked.name, asked.patience.as_millis()))
+            .collect();
         return format!("AskPeers {}", names.join(" "));
     }
     let mut text = format!("{step:?}");
     for name in ["a", "b", "c"] {
-        text = text.replace(&format!("Member {{ name: MemberName(\"{name}\"), conn_url: \"postgres://{name}\" }}"), name);
+        text = text.replace(
+            &format!("Member {{ name: MemberName(\"{name}\"), conn_url: \"postgres://{name}\" }}"),
+            name,
+        );
         text = text.replace(&format!("MemberName(\"{name}\")"), name);
     }
     text
@@ -88,24 +107,49 @@ fn stories_have_their_endings() {
         }
         for (number, (old, new)) in text.lines().zip(now.lines()).enumerate() {
             if old != new {
-                writeln!(wrong, "{file}:{}\n  expected {old}\n  got      {new}", number + 1).unwrap();
+                writeln!(
+                    wrong,
+                    "{file}:{}\n  expected {old}\n  got      {new}",
+                    number + 1
+                )
+                .unwrap();
             }
         }
     }
-    assert!(wrong.is_empty(), "{wrong}\nHOWDAH_UPDATE=1 rewrites the answers");
+    assert!(
+        wrong.is_empty(),
+        "{wrong}\nHOWDAH_UPDATE=1 rewrites the answers"
+    );
 }
 
 /// A branch without a story is a branch nobody has thought through.
 #[test]
 fn every_reason_has_a_story() {
     let source = include_str!("../../src/ha/decision.rs");
-    let body = source.split("pub enum Why {").nth(1).unwrap().split("\n}").next().unwrap();
+    let body = source
+        .split("pub enum Why {")
+        .nth(1)
+        .unwrap()
+        .split("\n}")
+        .next()
+        .unwrap();
     let all: BTreeSet<String> = body
         .lines()
-        .filter(|line| line.starts_with("    ") && line.chars().nth(4).is_some_and(char::is_uppercase))
-        .map(|line| line.trim().split([' ', ',', '{']).next().unwrap().to_owned())
+        .filter(|line| {
+            line.starts_with("    ") && line.chars().nth(4).is_some_and(char::is_uppercase)
+        })
+        .map(|line| {
+            line.trim()
+                .split([' ', ',', '{'])
+                .next()
+                .unwrap()
+                .to_owned()
+        })
         .collect();
-    assert!(all.len() > 50, "the reasons could not be read from the source");
+    assert!(
+        all.len() > 50,
+        "the reasons could not be read from the source"
+    );
     let mut seen: BTreeSet<String> = ["NotDecidedYet".to_owned()].into();
     for path in files() {
         let text = std::fs::read_to_string(&path).unwrap();

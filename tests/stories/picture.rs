@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use howdah::cluster::{
-    Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member, Schedule, Tags,
+    Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member,
+    Schedule, Tags,
 };
 use howdah::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
 use howdah::ha::observation::{
-    Control, ControlState, Directory, Divergence, JobEnd, JobView, LeaseView, Local, Observation, Outcome, Peer, PeerAnswer,
-    Position, Process, Request, Settings, StoreView, Synchronous, Tried, Upstream, WatchdogView,
+    Control, ControlState, Directory, Divergence, JobEnd, JobView, LeaseView, Local, Observation,
+    Outcome, Peer, PeerAnswer, Position, Process, Request, Settings, StoreView, Synchronous, Tried,
+    Upstream, WatchdogView,
 };
-use howdah::types::{Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Revision, Role, SystemId, Timeline, WallTime};
+use howdah::types::{
+    Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Revision, Role, SystemId,
+    Timeline, WallTime,
+};
 
 pub(crate) struct Picture {
     pub(crate) obs: Observation,
@@ -26,7 +31,9 @@ fn name(text: &str) -> MemberName {
 }
 
 fn secs(text: &str) -> Result<Duration, String> {
-    text.parse::<f64>().map(Duration::from_secs_f64).map_err(|error| error.to_string())
+    text.parse::<f64>()
+        .map(Duration::from_secs_f64)
+        .map_err(|error| error.to_string())
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -67,25 +74,44 @@ fn upstream(text: &str) -> Upstream {
     match text {
         "nobody" => Upstream::Nobody,
         "remote" => remote(),
-        who => Upstream::Member { name: name(who), conn_url: format!("postgres://{who}") },
+        who => Upstream::Member {
+            name: name(who),
+            conn_url: format!("postgres://{who}"),
+        },
     }
 }
 
 fn remote() -> Upstream {
-    Upstream::Remote { host: Some("far".to_owned()), port: None, slot: None, restore_command: None }
+    Upstream::Remote {
+        host: Some("far".to_owned()),
+        port: None,
+        slot: None,
+        restore_command: None,
+    }
 }
 
 impl Picture {
     /// `b` leads, `a` (me) and `c` follow; timeline 1, position 1000; the time is 100 s; the usual timings (30/10/10).
     pub(crate) fn calm() -> Picture {
-        let leader = Leader { name: name("b"), revision: Revision(1), session: None };
-        let members: BTreeMap<_, _> = [("a", Role::Replica), ("b", Role::Primary), ("c", Role::Replica)]
-            .into_iter()
-            .map(|(who, role)| (name(who), member(who, role)))
-            .collect();
+        let leader = Leader {
+            name: name("b"),
+            revision: Revision(1),
+            session: None,
+        };
+        let members: BTreeMap<_, _> = [
+            ("a", Role::Replica),
+            ("b", Role::Primary),
+            ("c", Role::Replica),
+        ]
+        .into_iter()
+        .map(|(who, role)| (name(who), member(who, role)))
+        .collect();
         let cluster = Cluster {
             initialize: Initialize::Done(system_id(MINE)),
-            config: Some(ConfigDocument { data: serde_json::Map::new(), revision: Revision(1) }),
+            config: Some(ConfigDocument {
+                data: serde_json::Map::new(),
+                revision: Revision(1),
+            }),
             leader: Some(leader),
             members,
             ..Cluster::default()
@@ -149,11 +175,18 @@ impl Picture {
             },
             job: JobView::Idle,
             peers: None,
-            watchdog: WatchdogView { armed: true, usable: true },
+            watchdog: WatchdogView {
+                armed: true,
+                usable: true,
+            },
             requests: Vec::new(),
             stopping: false,
         };
-        Picture { obs, cluster, silent: false }
+        Picture {
+            obs,
+            cluster,
+            silent: false,
+        }
     }
 
     /// Applies one line.
@@ -163,7 +196,9 @@ impl Picture {
         match *verb {
             "at" => {
                 self.obs.now = Moment(secs(rest.first().ok_or("when?")?)?);
-                self.obs.wall = WallTime(i64::try_from(self.obs.now.0.as_millis()).map_err(|error| error.to_string())?);
+                self.obs.wall = WallTime(
+                    i64::try_from(self.obs.now.0.as_millis()).map_err(|error| error.to_string())?,
+                );
             }
             "turn" => {
                 self.obs.tried = Tried::default();
@@ -176,7 +211,13 @@ impl Picture {
             "directory" => self.directory(rest)?,
             "control" => self.control(rest)?,
             "follows" => self.obs.postgres.follows = Some(upstream(rest.first().ok_or("whom?")?)),
-            "role" => self.obs.postgres.role = if rest == ["promoted"] { Role::Promoted } else { Role::Primary },
+            "role" => {
+                self.obs.postgres.role = if rest == ["promoted"] {
+                    Role::Promoted
+                } else {
+                    Role::Primary
+                }
+            }
             "history" => self.histories(rest)?,
             "compared" => self.compared(rest)?,
             "job" => self.job(rest)?,
@@ -200,19 +241,31 @@ impl Picture {
             "asked" => {
                 self.obs.requests = match rest {
                     ["restart"] => vec![Request::Restart { timeout: None }],
-                    ["reinitialize"] => vec![Request::Reinitialize { force: false, from_leader: false }],
-                    ["reinitialize", "by", "force"] => vec![Request::Reinitialize { force: true, from_leader: false }],
+                    ["reinitialize"] => vec![Request::Reinitialize {
+                        force: false,
+                        from_leader: false,
+                    }],
+                    ["reinitialize", "by", "force"] => vec![Request::Reinitialize {
+                        force: true,
+                        from_leader: false,
+                    }],
                     _ => Vec::new(),
                 }
             }
             "stopping" => self.obs.stopping = true,
             "watchdog" => {
-                self.obs.watchdog = WatchdogView { armed: rest.contains(&"armed"), usable: !rest.contains(&"unusable") };
+                self.obs.watchdog = WatchdogView {
+                    armed: rest.contains(&"armed"),
+                    usable: !rest.contains(&"unusable"),
+                };
             }
             other => return Err(format!("what is {other}?")),
         }
         self.obs.store = if self.silent {
-            StoreView::Silent { since: None, last: None }
+            StoreView::Silent {
+                since: None,
+                last: None,
+            }
         } else {
             StoreView::Fresh(self.cluster.clone())
         };
@@ -222,7 +275,11 @@ impl Picture {
     fn leader(&mut self, rest: &[&str]) -> Change {
         self.cluster.leader = match rest {
             ["nobody"] => None,
-            [who] => Some(Leader { name: name(who), revision: Revision(2), session: None }),
+            [who] => Some(Leader {
+                name: name(who),
+                revision: Revision(2),
+                session: None,
+            }),
             _ => return Err("who leads?".to_owned()),
         };
         Ok(())
@@ -233,7 +290,10 @@ impl Picture {
             ["none"] => None,
             ["from", sent] => {
                 let sent = Moment(secs(sent)?);
-                Some(LeaseView { sent, expires: sent + self.obs.settings.ttl })
+                Some(LeaseView {
+                    sent,
+                    expires: sent + self.obs.settings.ttl,
+                })
             }
             _ => return Err("which lease?".to_owned()),
         };
@@ -246,21 +306,28 @@ impl Picture {
         pg.position = None;
         match rest {
             ["am", "primary", "on", timeline, "at", lsn] => {
-                let timeline = Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
+                let timeline =
+                    Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
                 pg.process = Process::Up;
-                pg.position = Some(Position::Primary { timeline, lsn: Lsn(number(lsn)?) });
+                pg.position = Some(Position::Primary {
+                    timeline,
+                    lsn: Lsn(number(lsn)?),
+                });
                 (pg.role, pg.standby_configured, pg.follows) = (Role::Primary, false, None);
                 self.control_state(ControlState::InProduction, timeline);
             }
             ["am", "standby", "on", timeline, "at", lsn, how @ ..] => {
-                let timeline = Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
+                let timeline =
+                    Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?);
                 let lsn = Lsn(number(lsn)?);
                 pg.process = Process::Up;
                 pg.position = Some(Position::Standby {
                     timeline: Some(timeline),
                     received: lsn,
                     replayed: lsn,
-                    replication: how.contains(&"streaming").then_some(ReplicationState::Streaming),
+                    replication: how
+                        .contains(&"streaming")
+                        .then_some(ReplicationState::Streaming),
                 });
                 (pg.role, pg.standby_configured) = (Role::Replica, true);
                 pg.replay_paused = how.contains(&"paused");
@@ -272,14 +339,22 @@ impl Picture {
             ["am", "mute"] => pg.process = Process::Up,
             ["am", "down"] => pg.process = Process::Down { crashed: false },
             ["am", "crashed"] => pg.process = Process::Down { crashed: true },
-            ["am", "starting", "since", since] => pg.process = Process::Starting { since: Moment(secs(since)?) },
+            ["am", "starting", "since", since] => {
+                pg.process = Process::Starting {
+                    since: Moment(secs(since)?),
+                }
+            }
             _ => return Err("what am i?".to_owned()),
         }
         Ok(())
     }
 
     fn control_state(&mut self, state: ControlState, timeline: Timeline) {
-        if let Directory::Present { control: Some(control), .. } = &mut self.obs.postgres.directory {
+        if let Directory::Present {
+            control: Some(control),
+            ..
+        } = &mut self.obs.postgres.directory
+        {
             (control.state, control.timeline) = (state, timeline);
         }
     }
@@ -303,8 +378,14 @@ impl Picture {
         self.obs.postgres.directory = match rest {
             ["empty"] => Directory::Empty,
             ["inaccessible"] => Directory::Inaccessible("permission denied".to_owned()),
-            ["broken"] => Directory::Present { system_id: None, control: None },
-            ["other"] => Directory::Present { system_id: Some(system_id(OTHER)), control: None },
+            ["broken"] => Directory::Present {
+                system_id: None,
+                control: None,
+            },
+            ["other"] => Directory::Present {
+                system_id: Some(system_id(OTHER)),
+                control: None,
+            },
             ["mine"] => Picture::calm().obs.postgres.directory,
             _ => return Err("which directory?".to_owned()),
         };
@@ -319,7 +400,9 @@ impl Picture {
 
     /// "history 1 until 500 then b": timeline 2 was opened by b at 500.
     fn histories(&mut self, rest: &[&str]) -> Change {
-        let ["1", "until", lsn, "then", who] = rest else { return Err("which history?".to_owned()) };
+        let ["1", "until", lsn, "then", who] = rest else {
+            return Err("which history?".to_owned());
+        };
         let entry = HistoryEntry {
             timeline: Timeline(1),
             lsn: Lsn(number(lsn)?),
@@ -327,14 +410,19 @@ impl Picture {
             timestamp: Some("then".to_owned()),
             new_leader: Some(name(who)),
         };
-        self.cluster.history = Some(History { entries: vec![entry] });
+        self.cluster.history = Some(History {
+            entries: vec![entry],
+        });
         Ok(())
     }
 
     fn compared(&mut self, rest: &[&str]) -> Change {
         self.obs.postgres.divergence = match rest {
             ["prefix", "of", who] => Divergence::Prefix { of: name(who) },
-            ["diverged", "from", who] => Divergence::Diverged { from: name(who), detail: "forked at 0/3E8".to_owned() },
+            ["diverged", "from", who] => Divergence::Diverged {
+                from: name(who),
+                detail: "forked at 0/3E8".to_owned(),
+            },
             ["rewind", "failed", "from", who] => Divergence::RewindFailed { from: name(who) },
             _ => Divergence::Unchecked,
         };
@@ -343,20 +431,36 @@ impl Picture {
 
     fn job(&mut self, rest: &[&str]) -> Change {
         let named = |text: &str| -> Result<Job, String> {
-            let stop = |purpose| Job::Stop { mode: StopMode::Fast, bound: None, checkpoint: false, purpose };
+            let stop = |purpose| Job::Stop {
+                mode: StopMode::Fast,
+                bound: None,
+                checkpoint: false,
+                purpose,
+            };
             Ok(match text {
                 "bootstrap" => Job::Bootstrap,
-                "clone" => Job::Clone { from: upstream("b") },
-                "start-primary" => Job::StartPrimary { timeout: Duration::from_secs(300) },
+                "clone" => Job::Clone {
+                    from: upstream("b"),
+                },
+                "start-primary" => Job::StartPrimary {
+                    timeout: Duration::from_secs(300),
+                },
                 "start-standby" => Job::StartStandby { of: upstream("b") },
                 "promote" => Job::Promote,
                 "switchover-stop" => stop(StopPurpose::Switchover),
                 "shutdown-stop" => stop(StopPurpose::Shutdown),
                 "lost-lease-stop" => stop(StopPurpose::LostLease),
-                "compare" => Job::CheckDivergence { with: upstream("b") },
+                "compare" => Job::CheckDivergence {
+                    with: upstream("b"),
+                },
                 "crash-recovery" => Job::CrashRecovery,
-                "rewind" => Job::Rewind { from: upstream("b") },
-                "replace" => Job::Replace { from: upstream("b"), because: ReplaceReason::Diverged },
+                "rewind" => Job::Rewind {
+                    from: upstream("b"),
+                },
+                "replace" => Job::Replace {
+                    from: upstream("b"),
+                    because: ReplaceReason::Diverged,
+                },
                 other => return Err(format!("which job is {other}?")),
             })
         };
@@ -367,7 +471,12 @@ impl Picture {
                     ["shut", "down", "at", lsn] => Some(Lsn(number(lsn)?)),
                     _ => None,
                 };
-                JobView::Running { job: named(job)?, since: self.obs.now, shut_down_at, cancelled: false }
+                JobView::Running {
+                    job: named(job)?,
+                    since: self.obs.now,
+                    shut_down_at,
+                    cancelled: false,
+                }
             }
             ["ended", job, how @ ..] => {
                 let end = match how {
@@ -376,7 +485,10 @@ impl Picture {
                     ["cancelled"] => JobEnd::Cancelled,
                     _ => JobEnd::Failed("broken".to_owned()),
                 };
-                JobView::Finished { job: named(job)?, end }
+                JobView::Finished {
+                    job: named(job)?,
+                    end,
+                }
             }
             _ => return Err("which job?".to_owned()),
         };
@@ -406,7 +518,10 @@ impl Picture {
                     })
                 }
             };
-            peers.push(Peer { name: name(who), answer });
+            peers.push(Peer {
+                name: name(who),
+                answer,
+            });
         }
         self.obs.peers = Some(peers);
         Ok(())
@@ -439,7 +554,12 @@ impl Picture {
             ["pause", on] => settings.pause = *on == "on",
             ["standby-cluster"] => settings.standby_cluster = Some(remote()),
             ["no-rewind"] => settings.may_rewind = false,
-            ["replace"] => (settings.may_replace_diverged, settings.may_replace_unrewindable) = (true, true),
+            ["replace"] => {
+                (
+                    settings.may_replace_diverged,
+                    settings.may_replace_unrewindable,
+                ) = (true, true)
+            }
             ["clone-without-leader"] => settings.may_clone_without_leader = true,
             ["watchdog-required"] => settings.watchdog_required = true,
             ["check-timeline"] => settings.check_timeline = true,
@@ -466,11 +586,17 @@ impl Picture {
             self.cluster.members.remove(&name(who));
             return Ok(());
         }
-        let member = self.cluster.members.entry(name(who)).or_insert_with(|| member(who, Role::Replica));
+        let member = self
+            .cluster
+            .members
+            .entry(name(who))
+            .or_insert_with(|| member(who, Role::Replica));
         match what {
             ["is", "primary", "on", timeline] => {
                 member.role = Some(Role::Primary);
-                member.timeline = Some(Timeline(u32::try_from(number(timeline)?).map_err(|error| error.to_string())?));
+                member.timeline = Some(Timeline(
+                    u32::try_from(number(timeline)?).map_err(|error| error.to_string())?,
+                ));
             }
             ["is", "replica"] => member.role = Some(Role::Replica),
             ["has", "no", "checkpoint"] => member.checkpoint_after_promote = false,
@@ -486,11 +612,18 @@ impl Picture {
             self.cluster.failover = None;
             return Ok(());
         }
-        let after = |word: &str| rest.iter().position(|w| *w == word).and_then(|at| rest.get(at + 1)).copied();
+        let after = |word: &str| {
+            rest.iter()
+                .position(|w| *w == word)
+                .and_then(|at| rest.get(at + 1))
+                .copied()
+        };
         let scheduled_at = match after("at") {
             None => None,
             Some("nonsense") => Some(Schedule::Unreadable("nonsense".to_owned())),
-            Some(time) => Some(Schedule::At(WallTime(i64::try_from(secs(time)?.as_millis()).map_err(|error| error.to_string())?))),
+            Some(time) => Some(Schedule::At(WallTime(
+                i64::try_from(secs(time)?.as_millis()).map_err(|error| error.to_string())?,
+            ))),
         };
         self.cluster.failover = Some(FailoverRequest {
             revision: Revision(9),

@@ -10,9 +10,17 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     let mut open: Vec<PathBuf> = vec![root.join(folder)];
     while let Some(path) = open.pop() {
         if path.is_dir() {
-            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            open.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .to_string_lossy()
+                .into_owned();
             found.push((name, std::fs::read_to_string(&path).unwrap()));
         }
     }
@@ -23,7 +31,10 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 /// The files of a module: `src/ha.rs` and everything below `src/ha/`.
 fn module(name: &str) -> Vec<(String, String)> {
     let (file, folder) = (format!("src/{name}.rs"), format!("src/{name}/"));
-    sources("src").into_iter().filter(|(path, _)| *path == file || path.starts_with(&folder)).collect()
+    sources("src")
+        .into_iter()
+        .filter(|(path, _)| *path == file || path.starts_with(&folder))
+        .collect()
 }
 
 /// Lines of code with a banned word; comments may say what they like.
@@ -44,7 +55,19 @@ fn offences(files: &[(String, String)], banned: &[&str]) -> Vec<String> {
 fn the_core_is_pure() {
     let core = module("ha");
     assert!(core.len() > 5, "the core was not found");
-    let banned = ["tokio", "async fn", ".await", "std::fs", "std::net", "serde", "tracing", "clock::", "rand::", "SystemTime", "Instant"];
+    let banned = [
+        "tokio",
+        "async fn",
+        ".await",
+        "std::fs",
+        "std::net",
+        "serde",
+        "tracing",
+        "clock::",
+        "rand::",
+        "SystemTime",
+        "Instant",
+    ];
     let offences = offences(&core, &banned);
     assert!(offences.is_empty(), "{}", offences.join("\n"));
 }
@@ -52,7 +75,11 @@ fn the_core_is_pure() {
 #[test]
 fn no_module_is_called_mod() {
     let files = [sources("src"), sources("tests")].concat();
-    let offences: Vec<_> = files.iter().filter(|(path, _)| path.ends_with("/mod.rs")).map(|(path, _)| path).collect();
+    let offences: Vec<_> = files
+        .iter()
+        .filter(|(path, _)| path.ends_with("/mod.rs"))
+        .map(|(path, _)| path)
+        .collect();
     assert!(offences.is_empty(), "{offences:?}");
 }
 
@@ -60,13 +87,42 @@ fn no_module_is_called_mod() {
 #[test]
 fn layers_point_one_way() {
     let rules: [(&str, &[&str]); 6] = [
-        ("dcs", &["crate::postgres", "crate::api", "crate::agent", "crate::ha"]),
+        (
+            "dcs",
+            &["crate::postgres", "crate::api", "crate::agent", "crate::ha"],
+        ),
         ("postgres", &["crate::dcs", "crate::api", "crate::agent"]),
         ("api", &["crate::postgres", "crate::agent", "crate::ha"]),
-        ("ha", &["crate::dcs", "crate::postgres", "crate::api", "crate::agent", "crate::node"]),
-        ("cluster", &["crate::postgres", "crate::api", "crate::agent", "crate::ha"]),
-        ("init", &["crate::dcs", "crate::postgres", "crate::api", "crate::agent", "crate::ha", "crate::cluster", "crate::config"]),
+        (
+            "ha",
+            &[
+                "crate::dcs",
+                "crate::postgres",
+                "crate::api",
+                "crate::agent",
+                "crate::node",
+            ],
+        ),
+        (
+            "cluster",
+            &["crate::postgres", "crate::api", "crate::agent", "crate::ha"],
+        ),
+        (
+            "init",
+            &[
+                "crate::dcs",
+                "crate::postgres",
+                "crate::api",
+                "crate::agent",
+                "crate::ha",
+                "crate::cluster",
+                "crate::config",
+            ],
+        ),
     ];
-    let offences: Vec<String> = rules.iter().flat_map(|(name, banned)| offences(&module(name), banned)).collect();
+    let offences: Vec<String> = rules
+        .iter()
+        .flat_map(|(name, banned)| offences(&module(name), banned))
+        .collect();
     assert!(offences.is_empty(), "{}", offences.join("\n"));
 }

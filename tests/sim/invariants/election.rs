@@ -23,10 +23,14 @@ pub(crate) fn won(world: &mut World, node: usize) {
             && !peer.tags.never_leads()
             && now.since(peer.moved.max(peer.stable_since)) > SETTLED
             && world.store.cluster.members.contains_key(&peer.name)
-            && (peer.pg.timeline(), peer.pg.end) > mine
+            // More of the same history, or a later one; a longer tail of a history that was left does not count.
+            && (peer.pg.timeline() > mine.0 || (winner.pg.is_prefix_of(&peer.pg) && peer.pg.end > mine.1))
     });
     if let Some(other) = better {
         let theirs = (world.nodes[other].pg.timeline(), world.nodes[other].pg.end);
-        world.fail("election", format!("n{node} won with {mine:?} although n{other} has {theirs:?}"));
+        world.fail(
+            "election",
+            format!("n{node} won with {mine:?} although n{other} has {theirs:?}"),
+        );
     }
 }

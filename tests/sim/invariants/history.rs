@@ -9,8 +9,12 @@ use crate::world::World;
 
 /// The agent points a server at another one.
 pub(crate) fn pointed(world: &mut World, node: usize, upstream: &Upstream) {
-    let Upstream::Member { name, .. } = upstream else { return };
-    let Some(source) = world.index(name) else { return };
+    let Upstream::Member { name, .. } = upstream else {
+        return;
+    };
+    let Some(source) = world.index(name) else {
+        return;
+    };
     let (mine, theirs) = (&world.nodes[node].pg, &world.nodes[source].pg);
     let comparable = theirs.present && !theirs.recovery && theirs.timeline() > 0;
     if mine.was_primary && comparable && !mine.is_prefix_of(theirs) {
@@ -25,8 +29,13 @@ pub(crate) fn pointed(world: &mut World, node: usize, upstream: &Upstream) {
 /// A server that was started accepts connections: as a primary only under a lease.
 pub(crate) fn opened(world: &mut World, node: usize) {
     let pg = &world.nodes[node].pg;
-    let leased = world.nodes[node].leads_until.is_some_and(|until| world.now < until);
+    let leased = world.nodes[node]
+        .leads_until
+        .is_some_and(|until| world.now < until);
     if pg.accepts_writes() && !pg.newborn && !leased && !world.store.pause {
-        world.fail("S1 lease", format!("n{node} was started as a primary without a lease"));
+        world.fail(
+            "S1 lease",
+            format!("n{node} was started as a primary without a lease"),
+        );
     }
 }

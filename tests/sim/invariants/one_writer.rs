@@ -3,7 +3,8 @@
 use crate::world::World;
 
 pub(crate) fn at_most_one(world: &mut World) {
-    let mut writers = (0..world.nodes.len()).filter(|node| world.nodes[*node].pg.accepts_writes() && !world.nodes[*node].pg.newborn);
+    let mut writers = (0..world.nodes.len())
+        .filter(|node| world.nodes[*node].pg.accepts_writes() && !world.nodes[*node].pg.newborn);
     if let (Some(a), Some(b)) = (writers.next(), writers.next()) {
         world.fail("S1 one writer", format!("n{a} and n{b} accept writes"));
     }
@@ -14,15 +15,23 @@ pub(crate) fn committed(world: &mut World, node: usize) {
     if world.store.pause {
         return;
     }
-    let covered = world.nodes[node].leads_until.is_some_and(|until| world.now < until);
+    let covered = world.nodes[node]
+        .leads_until
+        .is_some_and(|until| world.now < until);
     if !covered {
-        world.fail("S1 lease", format!("n{node} acknowledged a commit without a lease"));
+        world.fail(
+            "S1 lease",
+            format!("n{node} acknowledged a commit without a lease"),
+        );
     }
 }
 
 /// The key leaves the node: nothing may be acknowledged there any more.
 pub(crate) fn gives_away(world: &mut World, node: usize) {
     if world.nodes[node].pg.accepts_writes() {
-        world.fail("S1 release", format!("n{node} gives the key away while it accepts writes"));
+        world.fail(
+            "S1 release",
+            format!("n{node} gives the key away while it accepts writes"),
+        );
     }
 }

@@ -3,8 +3,16 @@
 use crate::world::World;
 
 pub(crate) fn promoted(world: &mut World, node: usize) {
-    let Some((old, to)) = world.planned.take() else { return };
+    let Some((old, to)) = world.planned.take() else {
+        return;
+    };
     if world.nodes[node].name == to && !old.is_prefix_of(&world.nodes[node].pg) {
-        world.fail("planned switchover", format!("n{node} was handed the key without everything up to {}", old.end));
+        world.fail(
+            "planned switchover",
+            format!(
+                "n{node} was handed the key without everything up to {}",
+                old.end
+            ),
+        );
     }
 }

@@ -5,10 +5,19 @@ use crate::world::World;
 
 /// After a long quiet time.
 pub(crate) fn at_the_end(world: &mut World) {
-    let writers: Vec<usize> = (0..world.nodes.len()).filter(|node| world.nodes[*node].pg.accepts_writes()).collect();
+    let writers: Vec<usize> = (0..world.nodes.len())
+        .filter(|node| world.nodes[*node].pg.accepts_writes())
+        .collect();
     let [leader] = writers[..] else {
-        let reasons: Vec<String> = world.nodes.iter().map(|node| format!("{}: {}", node.name, node.reason())).collect();
-        world.fail("S6 progress", format!("no leader at the end; {}", reasons.join("; ")));
+        let reasons: Vec<String> = world
+            .nodes
+            .iter()
+            .map(|node| format!("{}: {}", node.name, node.reason()))
+            .collect();
+        world.fail(
+            "S6 progress",
+            format!("no leader at the end; {}", reasons.join("; ")),
+        );
         return;
     };
     for node in 0..world.nodes.len() {

@@ -170,11 +170,11 @@ fn planted_compares_nothing_is_found() {
 }
 
 #[test]
-fn planted_takes_no_for_yes_is_found() {
+fn planted_promotion_without_the_key_is_found() {
     is_found(
-        "takes no for yes",
+        "promotes without the key",
         500,
-        planted::takes_no_for_yes,
+        planted::promotes_without_the_key,
         |world| world.core_alone = true,
     );
 }

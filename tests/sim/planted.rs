@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use howdah::ha::decide;
 use howdah::ha::decision::{Decision, Job, Step, Why};
-use howdah::ha::observation::{JobView, Memory, Observation, Outcome, Peer, Process, Upstream};
+use howdah::ha::observation::{JobView, Memory, Observation, Peer, Process, Upstream};
 
 /// Believes that its lease never ends.
 pub(crate) fn endless_lease(obs: &Observation, memory: &Memory) -> Decision {
@@ -57,13 +57,16 @@ pub(crate) fn compares_nothing(obs: &Observation, memory: &Memory) -> Decision {
     decision
 }
 
-/// Promotes although the store refused the key.
-pub(crate) fn takes_no_for_yes(obs: &Observation, memory: &Memory) -> Decision {
+/// Promotes without the key.
+pub(crate) fn promotes_without_the_key(obs: &Observation, memory: &Memory) -> Decision {
     let decision = decide(obs, memory);
-    if obs.tried.acquire == Some(Outcome::Refused)
-        && decision.why == Why::LostRace
-        && obs.job == JobView::Idle
-    {
+    if decision.why == Why::LostBeforePromote {
+        return Decision {
+            step: Step::Rest,
+            ..decision
+        };
+    }
+    if decision.why == Why::Racing && obs.job == JobView::Idle {
         return Decision {
             step: Step::Start(Job::Promote),
             ..decision

@@ -6,7 +6,8 @@
 set -eu
 
 suite=${1:-trixie}
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+# Empty: debootstrap's own default.
+mirror=${DEBIAN_MIRROR:-}
 official="debian:$suite-slim"
 ours="howdah-base:$suite"
 
@@ -52,10 +53,14 @@ root=$(mktemp -d "${TMPDIR:-/tmp}/howdah-base.XXXXXX")
 trap 'rm -rf "$root"' EXIT
 # A release younger than the installed debootstrap bootstraps like any other Debian release.
 script=
-[ -e "/usr/share/debootstrap/scripts/$suite" ] || script=/usr/share/debootstrap/scripts/sid
+if [ ! -e "/usr/share/debootstrap/scripts/$suite" ]; then
+    script=/usr/share/debootstrap/scripts/sid
+    # A script can only be named behind a mirror: the one a known release came from.
+    [ -n "$mirror" ] || mirror=$(docker run --rm "$("$0" trixie)" cat /etc/apt/sources.list | awk '/^deb / { print $2; exit }')
+fi
 chmod 755 "$root"
-# shellcheck disable=SC2086  # no script means no argument
-if ! debootstrap --variant=minbase "$suite" "$root" "$mirror" $script >"$root.log" 2>&1; then
+# shellcheck disable=SC2086  # no mirror and no script mean no argument
+if ! debootstrap --variant=minbase "$suite" "$root" $mirror $script >"$root.log" 2>&1; then
     tail -5 "$root.log" >&2
     say "debootstrap failed; the whole log is $root.log"
     exit 1
@@ -66,13 +71,18 @@ rm -f "$root.log"
 printf 'path-exclude /usr/share/doc/*\npath-include /usr/share/doc/*/copyright\npath-exclude /usr/share/man/*\npath-exclude /usr/share/locale/*\npath-exclude /usr/share/info/*\npath-exclude /usr/share/lintian/*\n' \
     > "$root/etc/dpkg/dpkg.cfg.d/slim"
 printf 'APT::Install-Recommends "false";\nAcquire::Languages "none";\n' > "$root/etc/apt/apt.conf.d/slim"
+# The release in preparation: a mirror that lags a few days is no attack.
+[ "$suite" != forky ] || echo 'Acquire::Check-Valid-Until "false";' > "$root/etc/apt/apt.conf.d/in-preparation"
+# debootstrap has written where it took the packages from; updates and security fixes come from beside it.
+mirror=$(awk '/^deb / { print $2; exit }' "$root/etc/apt/sources.list")
 {
     echo "deb $mirror $suite main"
     if [ "$suite" != forky ]; then
         echo "deb $mirror $suite-updates main"
-        echo "deb ${DEBIAN_SECURITY_MIRROR:-http://deb.debian.org/debian-security} $suite-security main"
+        echo "deb ${DEBIAN_SECURITY_MIRROR:-$mirror-security} $suite-security main"
     fi
-} > "$root/etc/apt/sources.list"
+} > "$root/etc/apt/sources.list.new"
+mv "$root/etc/apt/sources.list.new" "$root/etc/apt/sources.list"
 find "$root/usr/share/doc" -type f ! -name copyright -delete
 find "$root/usr/share/doc" -depth -type d -empty -delete
 rm -rf "$root"/usr/share/man/* "$root"/usr/share/locale/* "$root"/usr/share/info/* "$root"/usr/share/lintian/* \

@@ -19,10 +19,12 @@ compose() {
 
 password() { od -An -N12 -tx1 /dev/urandom | tr -d ' \n'; }
 
-if [ ! -e "$secrets" ]; then
-    mkdir -p target
-    (umask 077; printf 'PATRONI_SUPERUSER_PASSWORD=%s\nPATRONI_REPLICATION_PASSWORD=%s\n' "$(password)" "$(password)" > "$secrets")
-fi
+# Made once, kept until `make demo-down`.
+mkdir -p target
+(umask 077; touch "$secrets")
+for user in SUPERUSER REPLICATION RAFT; do
+    grep -q "^PATRONI_${user}_PASSWORD=" "$secrets" || echo "PATRONI_${user}_PASSWORD=$(password)" >> "$secrets"
+done
 
 if [ "$action" = down ]; then
     compose down --volumes --remove-orphans
@@ -39,14 +41,19 @@ while :; do
     states=
     healthy=0
     for n in 1 2 3; do
-        state=$(docker inspect -f '{{.State.Status}}/{{if .State.Health}}{{.State.Health.Status}}{{end}}' "$(member $n)" 2>/dev/null || echo missing)
-        states="$states  howdah$n: ${state#running/}"
-        [ "$state" = running/healthy ] && healthy=$((healthy + 1))
+        state=starting
+        if docker exec "$(member $n)" howdah healthcheck primary >/dev/null 2>&1; then
+            state=primary
+        elif docker exec "$(member $n)" howdah healthcheck replica >/dev/null 2>&1; then
+            state=replica
+        fi
+        states="$states  howdah$n: $state"
+        [ "$state" = starting ] || healthy=$((healthy + 1))
     done
     seconds=$(($(date +%s) - start))
     printf '\r%3d s%s          ' "$seconds" "$states"
-    if [ "$healthy" = 3 ] && docker exec "$(member 1)" patronictl list >/dev/null 2>&1; then
-        break
+    if [ "$healthy" = 3 ]; then
+        case $states in *primary*) break ;; esac
     fi
     if [ "$seconds" -gt "${DEMO_TIMEOUT:-180}" ]; then
         echo

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prints the path of a protoc, the Protocol Buffers compiler that the etcd client's build needs.
 #
-# Order: $PROTOC, PATH, one made earlier under target/, one from crates.io (no root needed), Debian's package (as root).
+# Order: $PROTOC, PATH, one made earlier under target/, one from a crate (no root needed), Debian's package (as root).
 set -eu
 cd "$(dirname "$0")/.."
 kept=$PWD/target/protoc/bin/protoc
@@ -10,7 +10,7 @@ if [ -n "${PROTOC:-}" ] && [ -x "$PROTOC" ]; then echo "$PROTOC"; exit 0; fi
 if command -v protoc 2>/dev/null; then exit 0; fi
 if [ -x "$kept" ]; then echo "$kept"; exit 0; fi
 
-echo "protoc.sh: no protoc here: taking one from crates.io" >&2
+echo "protoc.sh: no protoc here: taking one from the crate protoc-bin-vendored" >&2
 work=$PWD/target/protoc/build
 mkdir -p "$work/src"
 cat > "$work/Cargo.toml" <<'TOML'

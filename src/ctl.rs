@@ -38,6 +38,8 @@ pub enum Failure {
     Error(String),
     /// `Aborted!` on stderr, exit 1: end of input at a prompt, or nobody reads our output.
     Aborted,
+    /// Neither the command line nor the configuration names a cluster; an error like the others.
+    Unnamed,
     /// Printed already; exit 0, or 1 with `--strict-exit`.
     Refused,
 }
@@ -255,6 +257,9 @@ impl Session<'_> {
     /// Opens the named cluster, or the one of the configuration.
     async fn open(&mut self, cluster: Option<&str>, group: Option<u32>) -> Result<Target, Failure> {
         let config = settings::load(&self.arguments, cluster, self.environment)?;
+        if config.scope.is_empty() {
+            return Err(Failure::Unnamed);
+        }
         let group = group.or(config.citus.as_ref().map(|citus| citus.group));
         let identity = Identity {
             name: None,
@@ -313,6 +318,12 @@ pub async fn run(
         Err(Failure::Refused) => u8::from(parsed.strict_exit),
         Err(Failure::Error(text)) => {
             session.screen.complain(&format!("Error: {text}"));
+            1
+        }
+        Err(Failure::Unnamed) => {
+            session.screen.complain(
+                "Error: no cluster is named: give its name, or set scope (PATRONI_SCOPE)",
+            );
             1
         }
         Err(Failure::Aborted) => {

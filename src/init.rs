@@ -106,7 +106,7 @@ impl Default for Limits {
 /// | status | meaning |
 /// | --- | --- |
 /// | 0 | the agent ended normally |
-/// | the agent's own | it gave up (64: usage, 1: wrong configuration, foreign data directory, …), or crashed too often |
+/// | the agent's own | it gave up (64: a configuration that cannot be used, 1: foreign data directory, …), or crashed too often |
 /// | 128 + signal | the agent was killed by that signal, too often or while stopping |
 /// | 75 | the guard stopped PostgreSQL, and no agent recovered |
 /// | 70 | init itself could not work |

@@ -29,4 +29,5 @@ pub mod timestamps;
 pub mod topology;
 
 pub mod ctl;
+pub mod daemon;
 pub mod healthcheck;

@@ -8,18 +8,20 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use howdah::config::validate::SystemProbes;
 use howdah::config::{
-    self, Config, EXIT_BAD_CONFIGURATION, Environment as _, Guard as GuardMode, Loaded, LogFormat,
-    LogLevel, ProcessEnvironment,
+    Config, EXIT_BAD_CONFIGURATION, Environment as _, Faults, Guard as GuardMode, Loaded,
+    ProcessEnvironment, Purpose,
 };
+use howdah::daemon::{self, Question, Request};
 use howdah::{agent, ctl, healthcheck, init, telemetry};
 
-/// What to run.
+/// What to run: under which name, with which arguments.
 #[derive(Debug, PartialEq, Eq)]
 enum Program {
-    Daemon(Vec<OsString>),
+    Daemon(&'static str, Vec<OsString>),
     Ctl(Vec<OsString>),
-    RaftController(Vec<OsString>),
+    RaftController(&'static str, Vec<OsString>),
     Healthcheck(Vec<OsString>),
 }
 
@@ -31,109 +33,73 @@ fn program(mut arguments: impl Iterator<Item = OsString>) -> Program {
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
-    match name.as_str() {
+    let name = match name.as_str() {
         "patronictl" => return Program::Ctl(rest),
-        "patroni_raft_controller" => return Program::RaftController(rest),
-        _ => {}
-    }
+        "patroni_raft_controller" => {
+            return Program::RaftController("patroni_raft_controller", rest);
+        }
+        "patroni" => "patroni",
+        _ => "howdah",
+    };
     let after = || rest[1..].to_vec();
     match rest.first().and_then(|first| first.to_str()) {
         Some("ctl") => Program::Ctl(after()),
-        Some("raft-controller") => Program::RaftController(after()),
+        Some("raft-controller") => Program::RaftController("howdah raft-controller", after()),
         Some("healthcheck") => Program::Healthcheck(after()),
-        Some("run") => Program::Daemon(after()),
-        _ => Program::Daemon(rest),
+        Some("run") => Program::Daemon(name, after()),
+        _ => Program::Daemon(name, rest),
     }
 }
 
 fn main() -> ExitCode {
     match program(std::env::args_os()) {
-        Program::Daemon(arguments) => daemon(&arguments),
+        Program::Daemon(name, arguments) => match daemon::parse(name, &arguments) {
+            Request::Run(config) => run_daemon(&arguments, config.as_deref()),
+            Request::Answer(question) => answer(question),
+        },
         Program::Ctl(arguments) => command_line(arguments),
-        Program::RaftController(arguments) => witness(&arguments),
+        Program::RaftController(name, arguments) => match daemon::parse_voter(name, &arguments) {
+            Request::Run(config) => voter(config.as_deref()),
+            Request::Answer(question) => answer(question),
+        },
         Program::Healthcheck(arguments) => health_check(&arguments),
     }
 }
 
-/// The daemon's arguments (spec/configuration.md §8).
-#[derive(Debug, Default)]
-struct Arguments {
-    config: Option<PathBuf>,
-    validate: bool,
-    print: bool,
-    ignore_listen_port: bool,
-}
-
-const USAGE: &str = "usage: howdah [run] [--validate-config [--ignore-listen-port] [--print]] [--print-variables] [CONFIG_FILE_OR_DIRECTORY]
-       howdah ctl COMMAND …        (also as patronictl)
-       howdah raft-controller      (also as patroni_raft_controller)
-       howdah healthcheck
-Without a file everything comes from PATRONI_* environment variables.";
-
-fn say(text: &str) {
-    // Nobody is left to tell when standard output is gone.
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
 fn complain(text: &str) {
+    // Nobody is left to tell when standard error is gone.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn daemon(given: &[OsString]) -> ExitCode {
-    let mut arguments = Arguments::default();
-    for argument in given {
-        match argument.to_str() {
-            Some("--version") => {
-                say(&format!(
-                    "howdah {} (speaks Patroni {})",
-                    env!("CARGO_PKG_VERSION"),
-                    howdah::cluster::CONTRACT_VERSION
-                ));
-                return ExitCode::SUCCESS;
-            }
-            Some("-h" | "--help") => {
-                say(USAGE);
-                return ExitCode::SUCCESS;
-            }
-            Some("--print-variables") => {
-                say(config::variables::reference().trim_end());
-                return ExitCode::SUCCESS;
-            }
-            Some("--validate-config") => arguments.validate = true,
-            Some("-p" | "--print") => arguments.print = true,
-            Some("-i" | "--ignore-listen-port") => arguments.ignore_listen_port = true,
-            Some(option) if option.starts_with('-') => {
-                complain(&format!("unknown option {option}\n{USAGE}"));
-                return ExitCode::from(EXIT_BAD_CONFIGURATION);
-            }
-            _ => arguments.config = Some(PathBuf::from(argument)),
-        }
-    }
+fn answer(question: Question) -> ExitCode {
+    ExitCode::from(daemon::answer(
+        question,
+        &ProcessEnvironment,
+        &SystemProbes::default(),
+        &mut ctl::Screen::process(),
+    ))
+}
+
+/// As PID 1, or where the guard is asked for, init comes first and runs this again as its child.
+fn run_daemon(given: &[OsString], config: Option<&Path>) -> ExitCode {
     // As PID 1 nothing is read or touched before init stands.
     let guarded = init::is_guarded();
     if !guarded && std::process::id() == 1 {
         return supervise(given, true);
     }
-    let loaded = match Config::load(arguments.config.as_deref(), &ProcessEnvironment) {
+    let loaded = match Config::load(config, &ProcessEnvironment) {
         Ok(loaded) => loaded,
-        Err(faults) => {
-            complain(&format!("the configuration cannot be used:\n{faults}"));
-            return ExitCode::from(EXIT_BAD_CONFIGURATION);
-        }
+        Err(faults) => return refuse(&faults),
     };
-    if arguments.validate {
-        for warning in &loaded.warnings {
-            complain(&format!("warning: {warning}"));
-        }
-        if arguments.print {
-            say(&format!("{:#?}", loaded.config));
-        }
-        return ExitCode::SUCCESS;
-    }
     if !guarded && loaded.config.guard == GuardMode::On {
         return supervise(given, false);
     }
     run_agent(loaded)
+}
+
+fn refuse(faults: &Faults) -> ExitCode {
+    complain(&format!("the configuration cannot be used:\n{faults}"));
+    ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
 /// Puts init before the agent.
@@ -163,7 +129,7 @@ fn container() -> Option<init::Container> {
     Some(init::Container {
         data_dir: PathBuf::from(data_dir),
         user: "postgres".to_owned(),
-        socket_dir: PathBuf::from("/run/postgresql"),
+        socket_dir: PathBuf::from("/var/run/postgresql"),
     })
 }
 
@@ -175,7 +141,7 @@ fn run_agent(loaded: Loaded) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = telemetry::install(&log_settings(&loaded.config)) {
+    if let Err(error) = telemetry::install(&telemetry::Settings::from_config(&loaded.config.log)) {
         complain(&format!("{error:#}"));
         return ExitCode::from(EXIT_BAD_CONFIGURATION);
     }
@@ -247,7 +213,7 @@ fn health_check(arguments: &[OsString]) -> ExitCode {
         .first()
         .and_then(|endpoint| endpoint.to_str())
         .unwrap_or("liveness");
-    let loaded = match Config::load(None, &ProcessEnvironment) {
+    let loaded = match Config::load_for(Purpose::Client, None, &ProcessEnvironment) {
         Ok(loaded) => loaded,
         Err(faults) => {
             complain(&faults.to_string());
@@ -266,45 +232,17 @@ fn health_check(arguments: &[OsString]) -> ExitCode {
     }
 }
 
-fn witness(given: &[OsString]) -> ExitCode {
-    let path = given.first().map(PathBuf::from);
-    match howdah::witness::main(path.as_deref(), &ProcessEnvironment) {
+/// `howdah raft-controller`.
+fn voter(config: Option<&Path>) -> ExitCode {
+    match howdah::witness::main(config, &ProcessEnvironment) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&format!("{error:#}"));
-            if error.is::<config::Faults>() {
-                ExitCode::from(EXIT_BAD_CONFIGURATION)
-            } else {
+        Err(error) => match error.downcast_ref::<Faults>() {
+            Some(faults) => refuse(faults),
+            None => {
+                complain(&format!("{error:#}"));
                 ExitCode::FAILURE
             }
-        }
-    }
-}
-
-fn log_settings(config: &Config) -> telemetry::Settings {
-    let word = |level: LogLevel| {
-        match level {
-            LogLevel::Debug => "DEBUG",
-            LogLevel::Info => "INFO",
-            LogLevel::Warning => "WARNING",
-            LogLevel::Error => "ERROR",
-            LogLevel::Critical => "CRITICAL",
-        }
-        .to_owned()
-    };
-    let log = &config.log;
-    telemetry::Settings {
-        json: matches!(log.format, LogFormat::Json(_)),
-        level: word(log.level),
-        loggers: log
-            .loggers
-            .iter()
-            .map(|(module, level)| (module.clone(), word(*level)))
-            .collect(),
-        static_fields: log.static_fields.clone(),
-        dir: log.dir.clone(),
-        file_num: log.file_num,
-        file_size: log.file_size,
+        },
     }
 }
 
@@ -326,12 +264,12 @@ mod tests {
         assert_eq!(called(&["howdah", "ctl", "list"]), Program::Ctl(list));
         assert_eq!(
             called(&["patroni", "/etc/patroni.yml"]),
-            Program::Daemon(vec![OsString::from("/etc/patroni.yml")])
+            Program::Daemon("patroni", vec![OsString::from("/etc/patroni.yml")])
         );
-        assert_eq!(called(&["howdah"]), Program::Daemon(Vec::new()));
+        assert_eq!(called(&["howdah"]), Program::Daemon("howdah", Vec::new()));
         assert_eq!(
             called(&["patroni_raft_controller"]),
-            Program::RaftController(Vec::new())
+            Program::RaftController("patroni_raft_controller", Vec::new())
         );
         assert_eq!(
             called(&["howdah", "healthcheck"]),

@@ -17,6 +17,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::config::{Log, LogFormat, LogLevel};
+
 /// How to log.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -46,6 +48,36 @@ impl Default for Settings {
             dir: None,
             file_num: 4,
             file_size: 25_000_000,
+        }
+    }
+}
+
+impl Settings {
+    /// From the section `log`.
+    #[must_use]
+    pub fn from_config(log: &Log) -> Settings {
+        let word = |level: LogLevel| {
+            match level {
+                LogLevel::Debug => "DEBUG",
+                LogLevel::Info => "INFO",
+                LogLevel::Warning => "WARNING",
+                LogLevel::Error => "ERROR",
+                LogLevel::Critical => "CRITICAL",
+            }
+            .to_owned()
+        };
+        Settings {
+            json: matches!(log.format, LogFormat::Json(_)),
+            level: word(log.level),
+            loggers: log
+                .loggers
+                .iter()
+                .map(|(module, level)| (module.clone(), word(*level)))
+                .collect(),
+            static_fields: log.static_fields.clone(),
+            dir: log.dir.clone(),
+            file_num: log.file_num,
+            file_size: log.file_size,
         }
     }
 }
@@ -137,8 +169,11 @@ where
     ) -> std::fmt::Result {
         let mut message = Message::default();
         event.record(&mut message);
-        let now = chrono::Local::now();
-        let time = now.format("%Y-%m-%d %H:%M:%S,%3f").to_string();
+        let time = chrono::DateTime::from_timestamp_millis(crate::clock::wall().0)
+            .unwrap_or_default()
+            .with_timezone(&chrono::Local)
+            .format("%Y-%m-%d %H:%M:%S,%3f")
+            .to_string();
         let level = upstream_level(*event.metadata().level());
         let text = format!("{}{}", message.text, message.fields);
         if self.json {

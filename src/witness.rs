@@ -10,12 +10,15 @@ use crate::config::{Config, Environment};
 /// A configuration that cannot be used (then the error is [`crate::config::Faults`]), or a node that cannot start.
 #[cfg(feature = "raft")]
 pub fn main(path: Option<&Path>, environment: &dyn Environment) -> anyhow::Result<()> {
-    use crate::config::DcsSection;
+    use crate::config::{DcsSection, Purpose};
     use crate::dcs::raft;
     use tokio::signal::unix::{SignalKind, signal};
 
-    let loaded = Config::load(path, environment)?;
-    crate::telemetry::install(&crate::telemetry::Settings::default())?;
+    let loaded = Config::load_for(Purpose::Client, path, environment)?;
+    crate::telemetry::install(&crate::telemetry::Settings::from_config(&loaded.config.log))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     let DcsSection::Raft(section) = &loaded.config.dcs else {
         anyhow::bail!(
             "raft-controller needs a raft section (PATRONI_RAFT_SELF_ADDR, PATRONI_RAFT_PARTNER_ADDRS); {} is configured",

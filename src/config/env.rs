@@ -1,10 +1,12 @@
 //! The only reader of the environment: `PATRONI_*` by the table of `variables`, and what the host says about itself.
 //!
 //! Reads everything, then reports all faults together. Never changes the environment: children are started with
-//! [`is_private`] filtered out instead.
+//! what [`child_environment`] leaves of it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -138,21 +140,25 @@ impl Environment for FakeEnvironment {
     }
 }
 
-/// Whether a variable must not reach PostgreSQL and other children (spec/configuration.md §2.2).
-///
-/// Spawn with these removed: `Command::env_remove` for every name of `std::env::vars_os` for which this is true.
+/// What a child process inherits of this one's environment (spec/configuration.md §2.2): everything but the agent's own settings,
+/// with `PG_MALLOC_ARENA_MAX` under the name the C library knows.
 #[must_use]
-pub fn is_private(name: &str) -> bool {
-    name.starts_with("PATRONI_") || name.starts_with("KUBERNETES_") || name == "NOTIFY_SOCKET"
+pub fn child_environment() -> Vec<(OsString, OsString)> {
+    filtered(std::env::vars_os())
 }
 
-/// The names to remove from a child's environment, from the process environment of this moment.
-#[must_use]
-pub fn scrubbed_names() -> Vec<String> {
-    ProcessEnvironment
-        .variables()
-        .into_keys()
-        .filter(|name| is_private(name))
+fn filtered(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    let is_private = |name: &OsString| {
+        let name = name.as_bytes();
+        name == b"NOTIFY_SOCKET"
+            || name.starts_with(b"PATRONI_")
+            || name.starts_with(b"KUBERNETES_")
+    };
+    all.filter(|(name, _)| !is_private(name))
+        .map(|(name, value)| match name.as_bytes() {
+            b"PG_MALLOC_ARENA_MAX" => ("MALLOC_ARENA_MAX".into(), value),
+            _ => (name, value),
+        })
         .collect()
 }
 
@@ -677,12 +683,16 @@ mod tests {
     }
 
     #[test]
-    fn private_names() {
-        assert!(
-            is_private("PATRONI_SUPERUSER_PASSWORD")
-                && is_private("KUBERNETES_PORT")
-                && is_private("NOTIFY_SOCKET")
-        );
-        assert!(!is_private("PATH") && !is_private("PGDATA"));
+    fn settings_do_not_leak_into_children() {
+        let all = [
+            ("PATH", "/bin"),
+            ("PATRONI_SUPERUSER_PASSWORD", "x"),
+            ("KUBERNETES_SERVICE_HOST", "x"),
+            ("NOTIFY_SOCKET", "x"),
+            ("PG_MALLOC_ARENA_MAX", "1"),
+        ];
+        let kept = filtered(all.iter().map(|(k, v)| ((*k).into(), (*v).into())));
+        let names: Vec<_> = kept.iter().map(|(k, _)| k.to_str().unwrap()).collect();
+        assert_eq!(names, ["PATH", "MALLOC_ARENA_MAX"]);
     }
 }

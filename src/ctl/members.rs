@@ -34,9 +34,7 @@ impl Session<'_> {
         if clusters.is_empty() {
             match self.open(None, group).await {
                 Ok(target) => targets.push(target),
-                Err(Failure::Error(text))
-                    if text.contains("PATRONI_SCOPE") || text.starts_with("scope") =>
-                {
+                Err(Failure::Unnamed) => {
                     self.screen
                         .complain("Listing members: No cluster names were provided");
                     return Ok(());

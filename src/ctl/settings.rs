@@ -1,12 +1,10 @@
 //! Where ctl's settings come from (spec/ctl.md §1): a file, the daemon's environment, `-d`.
 //!
-//! ctl needs a scope, a store and REST settings; what only a daemon needs is filled in so that it is not asked for.
+//! ctl needs a store and REST settings, and a scope for most commands; what only a member needs is not asked for.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use crate::config::{Config, Environment, FakeEnvironment};
+use crate::config::{Config, Environment, FakeEnvironment, Purpose};
 
 use super::{Failure, Globals, error};
 
@@ -19,36 +17,6 @@ const STORES: [(&str, u16, &str); 5] = [
     ("etcd3", 2379, "PATRONI_ETCD3_HOST"),
 ];
 
-/// The daemon's environment, completed.
-struct Completed<'a> {
-    inner: &'a dyn Environment,
-    added: BTreeMap<String, String>,
-}
-
-impl Environment for Completed<'_> {
-    fn variables(&self) -> BTreeMap<String, String> {
-        let mut variables = self.inner.variables();
-        variables.extend(self.added.clone());
-        variables
-    }
-
-    fn read(&self, path: &Path) -> std::io::Result<String> {
-        self.inner.read(path)
-    }
-
-    fn host_name(&self) -> Option<String> {
-        self.inner.host_name()
-    }
-
-    fn host_address(&self) -> Option<IpAddr> {
-        self.inner.host_address()
-    }
-
-    fn postgres_bin_dir(&self) -> Option<PathBuf> {
-        self.inner.postgres_bin_dir()
-    }
-}
-
 /// The configuration for one cluster.
 pub(super) fn load(
     globals: &Globals,
@@ -56,52 +24,12 @@ pub(super) fn load(
     environment: &dyn Environment,
 ) -> Result<Config, Failure> {
     let path = config_path(globals, environment)?;
-    let given = environment.variables();
-    let mut added = BTreeMap::new();
+    let mut config = Config::load_for(Purpose::Client, path.as_deref(), environment)
+        .map_err(|faults| Failure::Error(faults.to_string()))?
+        .config;
     if let Some(cluster) = cluster {
-        added.insert("PATRONI_SCOPE".to_owned(), cluster.to_owned());
+        config.scope = cluster.to_owned();
     }
-    for (name, value) in [
-        ("PATRONI_NAME", "patronictl"),
-        ("PATRONI_SUPERUSER_PASSWORD", "-"),
-        ("PATRONI_REPLICATION_PASSWORD", "-"),
-        ("PATRONI_POSTGRESQL_DATA_DIR", "/nonexistent/data"),
-    ] {
-        let is_given = given.contains_key(name) || given.contains_key(&format!("{name}_FILE"));
-        if !is_given && path.is_none() {
-            added.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    let completed = Completed {
-        inner: environment,
-        added,
-    };
-    let mut config = match Config::load(path.as_deref(), &completed) {
-        Ok(loaded) => loaded.config,
-        Err(first) => {
-            // A file for ctl alone lacks what a daemon needs; what it does say stays checked.
-            let mut added = completed.added.clone();
-            for (name, value) in [
-                ("PATRONI_NAME", "patronictl"),
-                ("PATRONI_POSTGRESQL_DATA_DIR", "/nonexistent/data"),
-                ("PATRONI_POSTGRESQL_LISTEN", "127.0.0.1:5432"),
-                ("PATRONI_POSTGRESQL_CONNECT_ADDRESS", "127.0.0.1:5432"),
-                ("PATRONI_RESTAPI_LISTEN", "127.0.0.1:8008"),
-                ("PATRONI_RESTAPI_CONNECT_ADDRESS", "127.0.0.1:8008"),
-            ] {
-                added
-                    .entry(name.to_owned())
-                    .or_insert_with(|| value.to_owned());
-            }
-            let completed = Completed {
-                inner: environment,
-                added,
-            };
-            Config::load(path.as_deref(), &completed)
-                .map_err(|_| Failure::Error(first.to_string()))?
-                .config
-        }
-    };
     if let Some(url) = &globals.dcs_url {
         let (dcs, namespace) = parse_dcs_url(url)?;
         config.dcs = dcs;
@@ -179,17 +107,7 @@ fn parse_dcs_url(url: &str) -> Result<(crate::config::DcsSection, Option<String>
         "exhibitor" => format!("'{host}'"),
         _ => format!("{bracketed}:{port}"),
     };
-    let mut variables = vec![
-        ("PATRONI_SCOPE", "x".to_owned()),
-        ("PATRONI_NAME", "patronictl".to_owned()),
-        ("PATRONI_SUPERUSER_PASSWORD", "-".to_owned()),
-        ("PATRONI_REPLICATION_PASSWORD", "-".to_owned()),
-        (
-            "PATRONI_POSTGRESQL_DATA_DIR",
-            "/nonexistent/data".to_owned(),
-        ),
-        (*variable, address),
-    ];
+    let mut variables = vec![(*variable, address)];
     if *name == "exhibitor" {
         variables.push(("PATRONI_EXHIBITOR_PORT", port.to_string()));
     }
@@ -197,7 +115,7 @@ fn parse_dcs_url(url: &str) -> Result<(crate::config::DcsSection, Option<String>
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
-    let loaded = Config::load(None, &FakeEnvironment::new(&pairs))
+    let loaded = Config::load_for(Purpose::Client, None, &FakeEnvironment::new(&pairs))
         .map_err(|faults| Failure::Error(faults.to_string()))?;
     let namespace = (!path.is_empty()).then(|| format!("/{path}"));
     Ok((loaded.config.dcs, namespace))

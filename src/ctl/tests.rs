@@ -218,6 +218,13 @@ async fn without_any_cluster_name() {
         (ran.code, ran.out.as_str(), ran.err.as_str()),
         (0, "", "Listing members: No cluster names were provided\n")
     );
+    let ran = run_in(&variables, &store, "show-config", "").await;
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err.starts_with("Error: no cluster is named"),
+        "{}",
+        ran.err
+    );
     let ran = run_in(&variables, &store, "list demo", "").await;
     assert!(ran.code == 0 && ran.out.contains("pg-a"), "{}", ran.err);
 }

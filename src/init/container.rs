@@ -220,7 +220,7 @@ fn give(path: &Path, user: &User) -> anyhow::Result<bool> {
         return Ok(false);
     }
     std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid)).with_context(|| {
-        format!("give {} to user {}: the container needs the capability CHOWN, or give it away yourself", path.display(), user.uid)
+        format!("give {} to user {}: start the container with --user {}:{}, or leave it the capability CHOWN", path.display(), user.uid, user.uid, user.gid)
     })?;
     Ok(true)
 }

@@ -3,13 +3,13 @@
 //! A program never sees the agent's settings: `PATRONI_*`, `KUBERNETES_*` and `NOTIFY_SOCKET` are removed from what it
 //! inherits. Passwords never appear on a command line (spec §2.2). Nothing here interprets a program's output.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::process::{Child, Command};
+
+pub use crate::config::env::child_environment;
 
 use super::Settings;
 use super::process::{self, Process};
@@ -43,28 +43,6 @@ impl Settings {
             .kill_on_drop(true);
         command
     }
-}
-
-/// What a child process inherits of the agent's environment (spec §3.3): everything but the agent's own settings, with
-/// `PG_MALLOC_ARENA_MAX` under the name the C library knows.
-#[must_use]
-pub fn child_environment() -> Vec<(OsString, OsString)> {
-    filtered(std::env::vars_os())
-}
-
-fn filtered(all: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
-    let ours = |name: &OsStr| {
-        let name = name.as_bytes();
-        name == b"NOTIFY_SOCKET"
-            || name.starts_with(b"PATRONI_")
-            || name.starts_with(b"KUBERNETES_")
-    };
-    all.filter(|(name, _)| !ours(name))
-        .map(|(name, value)| match name.as_bytes() {
-            b"PG_MALLOC_ARENA_MAX" => ("MALLOC_ARENA_MAX".into(), value),
-            _ => (name, value),
-        })
-        .collect()
 }
 
 /// Why a program has no output to show.
@@ -194,20 +172,6 @@ pub async fn end(process: &Process, grace: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn settings_do_not_leak_into_children() {
-        let all = [
-            ("PATH", "/bin"),
-            ("PATRONI_SUPERUSER_PASSWORD", "x"),
-            ("KUBERNETES_SERVICE_HOST", "x"),
-            ("NOTIFY_SOCKET", "x"),
-            ("PG_MALLOC_ARENA_MAX", "1"),
-        ];
-        let kept = filtered(all.iter().map(|(k, v)| ((*k).into(), (*v).into())));
-        let names: Vec<_> = kept.iter().map(|(k, _)| k.to_str().unwrap()).collect();
-        assert_eq!(names, ["PATH", "MALLOC_ARENA_MAX"]);
-    }
 
     #[tokio::test]
     async fn cancelling_ends_a_program_and_its_children() {

@@ -224,7 +224,7 @@ fn start_etcd(lab: &Lab) -> Vec<Container> {
             let arguments = format!(
                 "etcd --name {name} --data-dir /var/lib/etcd/data --listen-peer-urls http://0.0.0.0:2380 --listen-client-urls \
                  http://0.0.0.0:2379 --initial-advertise-peer-urls http://{name}:2380 --advertise-client-urls http://{name}:2379 \
-                 --initial-cluster {members} --unsafe-no-fsync"
+                 --initial-cluster {members} --unsafe-no-fsync --log-level warn"
             );
             lab.run(&name, &etcd_image(), &[], &arguments.split_whitespace().collect::<Vec<_>>())
         })

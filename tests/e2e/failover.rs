@@ -116,7 +116,7 @@ fn a_lost_history_is_rewound() {
     for other in cluster.others(&old) {
         other
             .container
-            .shell("kill -STOP $(pgrep -f 'walreceiver')")
+            .shell("kill -STOP $(pgrep -f '[w]alreceiver')")
             .unwrap();
     }
     old.sql("insert into t select generate_series(1, 1000)")
@@ -125,7 +125,7 @@ fn a_lost_history_is_rewound() {
     for other in cluster.others(&old) {
         let _ = other
             .container
-            .shell("kill -CONT $(pgrep -f 'walreceiver')");
+            .shell("kill -CONT $(pgrep -f '[w]alreceiver')");
     }
     let new = cluster.await_new_primary(&old).clone();
     new.sql("insert into t values (-1)").unwrap();

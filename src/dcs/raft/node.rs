@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InstallSnapshotError, RaftError};
+use openraft::metrics::RaftServerMetrics;
 use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest};
-use openraft::{Raft, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, Raft, ServerState, SnapshotPolicy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -299,10 +300,15 @@ impl Node {
         let mut metrics = raft.server_metrics();
         let mut index = self.who.shared.index.subscribe();
         let mut leading = None;
+        let mut known = None;
         loop {
             index.mark_unchanged();
             let (vote, alone) = {
                 let metrics = metrics.borrow_and_update();
+                if metrics.current_leader != known {
+                    known = metrics.current_leader;
+                    report_leader(&metrics);
+                }
                 let vote = (metrics.state == ServerState::Leader).then_some(metrics.vote);
                 let nodes = metrics.membership_config.membership().nodes().count();
                 (vote, vote.is_some() && nodes == 1)
@@ -776,6 +782,23 @@ impl Node {
                 () = sleep(SILENT), if work.is_empty() => return Ok(()),
             }
         }
+    }
+}
+
+fn report_leader(metrics: &RaftServerMetrics<NodeId, BasicNode>) {
+    let term = metrics.vote.leader_id().term;
+    match metrics.current_leader {
+        Some(leader) if leader == metrics.id => {
+            tracing::info!("raft: this node leads the store (term {term})");
+        }
+        Some(leader) => {
+            let membership = metrics.membership_config.membership();
+            let address = membership
+                .get_node(&leader)
+                .map_or("?", |n| n.addr.as_str());
+            tracing::info!("raft: {address} leads the store (term {term})");
+        }
+        None => tracing::info!("raft: the store has no leader (term {term})"),
     }
 }
 

@@ -8,7 +8,7 @@ export PG_MAJOR
 # The etcd client's build needs protoc; asked only by what compiles.
 COMPILE = PROTOC="$$(docker/protoc.sh)"; export PROTOC;
 
-.PHONY: help image images demo demo-down test bench sim chaos fmt lint binary
+.PHONY: help image images demo demo-down test bench sim chaos fmt lint readme binary
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ chaos: binary ## Random faults under a recording client, long form
 
 bench: images ## Measures fail-over, size and speed; IMAGE=NAME for another image
 	@$(COMPILE) HOWDAH_IMAGE=$(IMAGE) cargo bench --bench cluster
+
+readme: ## Writes the table of variables into README.md
+	@$(COMPILE) HOWDAH_UPDATE=1 cargo test --quiet --test tidy the_readme_has
 
 fmt: ## Formats the code
 	@cargo fmt

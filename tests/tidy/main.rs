@@ -1,10 +1,14 @@
 //! Rules about the source that the compiler does not know.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod documents;
+mod text;
 
 use std::path::{Path, PathBuf};
 
-fn sources(folder: &str) -> Vec<(String, String)> {
+/// Every file below a folder of the repository: its path and text.
+fn texts(folder: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
     let mut open: Vec<PathBuf> = vec![root.join(folder)];
@@ -15,16 +19,18 @@ fn sources(folder: &str) -> Vec<(String, String)> {
                     .unwrap()
                     .map(|entry| entry.unwrap().path()),
             );
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path
-                .strip_prefix(root)
-                .unwrap()
-                .to_string_lossy()
-                .into_owned();
-            found.push((name, std::fs::read_to_string(&path).unwrap()));
+        } else if let Ok(text) = std::fs::read_to_string(&path) {
+            let name = path.strip_prefix(root).unwrap();
+            found.push((name.to_string_lossy().into_owned(), text));
         }
     }
     found.sort();
+    found
+}
+
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut found = texts(folder);
+    found.retain(|(path, _)| path.ends_with(".rs"));
     found
 }
 
@@ -125,4 +131,57 @@ fn layers_point_one_way() {
         .flat_map(|(name, banned)| offences(&module(name), banned))
         .collect();
     assert!(offences.is_empty(), "{}", offences.join("\n"));
+}
+
+/// One clock, one reader of the environment: what else is there comes as an argument.
+#[test]
+fn clocks_and_environment_have_one_reader() {
+    let rules: [(&[&str], &[&str]); 2] = [
+        (
+            &["src/clock.rs"],
+            &[
+                "SystemTime::now",
+                "Instant::now",
+                "Utc::now",
+                "Local::now",
+                "clock_gettime",
+            ],
+        ),
+        // init's guard leaves a private variable for its child.
+        (
+            &["src/config/env.rs", "src/init/guard.rs"],
+            &["env::var", "env::set_var", "env::remove_var"],
+        ),
+    ];
+    let mut found = Vec::new();
+    for (readers, banned) in rules {
+        let mut others = sources("src");
+        let all = others.len();
+        others.retain(|(path, _)| !readers.contains(&path.as_str()));
+        assert_eq!(others.len() + readers.len(), all, "{readers:?} have moved");
+        found.extend(offences(&others, banned));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// init stands alone: it must work when everything else does not.
+#[test]
+fn init_uses_types_and_the_clock_only() {
+    let mut found = Vec::new();
+    for (path, text) in module("init") {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap();
+            for used in code.split("crate::").skip(1) {
+                let name: String = used
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                if !["init", "types", "clock"].contains(&name.as_str()) {
+                    found.push(format!("{path}:{}: init uses crate::{name}", number + 1));
+                }
+            }
+        }
+    }
+    found.extend(offences(&module("init"), &["tokio", "async fn"]));
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }

@@ -1,7 +1,7 @@
 //! A running standby whose leader is somebody else: receive from the right server, with proof that its history is ours
 //! (spec/ha.md §5.10).
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Member};
 use crate::types::{MemberName, ReplicationState};
 
 use super::decision::{Job, Step, StopMode, StopPurpose, Why};
@@ -72,9 +72,37 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         };
     }
     if pointed {
-        return (Step::Rest, steady);
+        return wait_or_compare_again(turn, leader, upstream, steady);
     }
     point(turn, upstream, name, steady)
+}
+
+/// Pointed at the leader, proven, and still not streaming on its timeline: the old upstream may have sent more after the comparison.
+fn wait_or_compare_again(
+    turn: &mut Turn<'_>,
+    leader: &Member,
+    upstream: Upstream,
+    steady: Why,
+) -> (Step, Why) {
+    let behind =
+        turn.my_timeline() != leader.timeline && recovery::is_ready(leader) && !turn.paused();
+    let now = turn.obs.now;
+    let waited = turn
+        .memory
+        .followed
+        .as_ref()
+        .filter(|(last, _)| *last == upstream)
+        .map(|(_, since)| now.since(*since));
+    match waited {
+        Some(waited) if behind && waited >= turn.obs.settings.loop_wait => {}
+        Some(_) => return (Step::Rest, steady),
+        None => {
+            turn.memory.followed = Some((upstream, now));
+            return (Step::Rest, steady);
+        }
+    }
+    turn.memory.followed = Some((upstream, now));
+    recovery::prove(turn, leader)
 }
 
 /// Changes the upstream of a proven standby.

@@ -2,7 +2,8 @@
 //!
 //! Every member that has `raft.self_addr` is a Raft node with a directory of its own; `ctl` is a client of one. Wherever a call
 //! arrives it is passed on to the Raft leader, and reads are linearizable unless a recent copy is good enough. Each ephemeral key
-//! has its own time to live (spec/dcs.md §4.4), measured by the Raft leader. Patroni's own Raft protocol is not spoken
+//! has its own time to live (spec/dcs.md §4.4): every node measures it for itself, the Raft leader proposes what is over, so that
+//! a new one goes on where the last one was. Patroni's own Raft protocol is not spoken
 //! (spec/dcs.md §5.8): members of both kinds cannot share one cluster.
 //!
 //! The leader key carries its holder's name and a random token of the process, so that two processes with one name do not share

@@ -322,11 +322,15 @@ struct Job {
 pub(crate) struct LogStore {
     memory: Arc<Mutex<LogMemory>>,
     jobs: mpsc::UnboundedSender<Job>,
+    shared: Arc<Shared>,
 }
 
 impl LogStore {
-    /// Reads the log of `directory` and starts its writer.
-    pub(crate) async fn open(directory: &Arc<Directory>) -> io::Result<LogStore> {
+    /// Reads the log of `directory` and starts its writer. `shared` is told when entries are written.
+    pub(crate) async fn open(
+        directory: &Arc<Directory>,
+        shared: &Arc<Shared>,
+    ) -> io::Result<LogStore> {
         let directory = Arc::clone(directory);
         let (directory, file, memory) = blocking(move || {
             let path = directory.path.join("log");
@@ -347,6 +351,7 @@ impl LogStore {
         Ok(LogStore {
             memory: Arc::new(Mutex::new(memory)),
             jobs,
+            shared: Arc::clone(shared),
         })
     }
 
@@ -546,11 +551,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        self.queue(
-            Line::Append(entries.into_iter().collect()),
-            Done::Entries(callback),
-        )
-        .map_err(|e| storage_error(ErrorSubject::Logs, ErrorVerb::Write, e))
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.shared.written(&entries);
+        self.queue(Line::Append(entries), Done::Entries(callback))
+            .map_err(|e| storage_error(ErrorSubject::Logs, ErrorVerb::Write, e))
     }
 
     async fn truncate(&mut self, log_id: LogId<NodeId>) -> Result<()> {
@@ -569,6 +573,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 /// The applied state, for everyone who reads it.
 pub(crate) struct Shared {
     applied: Mutex<Position>,
+    /// When entries that are not applied yet were written here, by index.
+    written: Mutex<BTreeMap<u64, (LogId<NodeId>, Moment)>>,
     clock: fn() -> Moment,
     /// Counts what a reader can see.
     pub(crate) changes: watch::Sender<u64>,
@@ -581,7 +587,7 @@ pub(crate) struct Shared {
 pub(crate) struct Position {
     /// The keys.
     pub(crate) state: State,
-    /// When renewals were applied here.
+    /// When renewals happened, as this node can tell.
     pub(crate) renewals: Renewals,
     /// The last entry in `state`.
     pub(crate) last: Option<LogId<NodeId>>,
@@ -593,6 +599,7 @@ impl Shared {
     pub(crate) fn new(clock: fn() -> Moment) -> Arc<Shared> {
         Arc::new(Shared {
             applied: Mutex::default(),
+            written: Mutex::default(),
             clock,
             changes: watch::Sender::new(0),
             index: watch::Sender::new(0),
@@ -604,19 +611,40 @@ impl Shared {
         look(&lock(&self.applied))
     }
 
-    /// Changes the position, notes renewals and wakes whoever waits.
-    fn update(&self, visible: impl FnOnce(&mut Position) -> u64) {
+    /// Remembers when entries were written to the log, until they are applied.
+    fn written(&self, entries: &[Entry]) {
+        let now = (self.clock)();
+        let mut written = lock(&self.written);
+        for entry in entries {
+            written.insert(entry.log_id.index, (entry.log_id, now));
+        }
+    }
+
+    /// Changes the position, notes renewals and wakes whoever waits. `change` says how much of the difference a reader can see.
+    /// `entries`: the entries that it applies, each of which may have been written here; empty for a snapshot.
+    fn update(&self, entries: &[LogId<NodeId>], change: impl FnOnce(&mut Position) -> u64) {
         let index = {
             let mut position = lock(&self.applied);
-            let seen = visible(&mut position);
+            let seen = change(&mut position);
             let Position {
-                state, renewals, ..
+                state,
+                renewals,
+                last,
+                ..
             } = &mut *position;
-            renewals.note(state, (self.clock)());
+            let index = last.map_or(0, |last| last.index);
+            let mut written = lock(&self.written);
+            // Invariant: only the very entry that is applied counts, not one of another term that was written in its place
+            // before and has been replaced: that one may be older than the renewal.
+            renewals.note(state, (self.clock)(), |renewed| {
+                let (id, at) = written.get(&renewed)?;
+                entries.contains(id).then_some(*at)
+            });
+            *written = written.split_off(&(index + 1));
             if seen > 0 {
                 self.changes.send_modify(|n| *n = n.wrapping_add(seen));
             }
-            position.last.map_or(0, |last| last.index)
+            index
         };
         self.index.send_replace(index);
     }
@@ -651,7 +679,7 @@ impl Machine {
     }
 
     fn restore(&self, stored: Option<SnapshotFile>) {
-        self.shared.update(|position| {
+        self.shared.update(&[], |position| {
             *position = match stored {
                 Some(stored) => Position {
                     state: stored.state,
@@ -745,8 +773,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        let mut outcomes = Vec::new();
-        self.shared.update(|position| {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let ids: Vec<LogId<NodeId>> = entries.iter().map(|entry| entry.log_id).collect();
+        let mut outcomes = Vec::with_capacity(entries.len());
+        self.shared.update(&ids, |position| {
             let mut visible = 0;
             for entry in entries {
                 position.last = Some(entry.log_id);
@@ -845,7 +875,7 @@ mod tests {
         let directory = Arc::new(Directory::open(path)?);
         let shared = Shared::new(crate::clock::now);
         let machine = Machine::open(&directory, &shared).await?;
-        Ok((LogStore::open(&directory).await?, machine))
+        Ok((LogStore::open(&directory, &shared).await?, machine))
     }
 
     /// openraft's own conformance suite for storage.
@@ -1010,5 +1040,80 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let error = Machine::open(&directory, &again).await.err().unwrap();
         assert!(error.to_string().contains("damaged"), "{error}");
+    }
+
+    /// A clock that the tests set.
+    static SECONDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+    fn set_clock(seconds: u64) {
+        SECONDS.store(seconds, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    #[tokio::test]
+    async fn a_renewal_counts_from_when_its_entry_was_written_here() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = Arc::new(Directory::open(scratch.path()).unwrap());
+        let clock = || {
+            let seconds = SECONDS.load(std::sync::atomic::Ordering::SeqCst);
+            Moment(std::time::Duration::from_secs(seconds))
+        };
+        let shared = Shared::new(clock);
+        let mut machine = Machine::open(&directory, &shared).await.unwrap();
+        let entry = |term: u64, index: u64| {
+            let mut entry = entry(index, "v");
+            entry.log_id = LogId::new(openraft::CommittedLeaderId::new(term, 1), index);
+            if let EntryPayload::Normal(command) = &mut entry.payload {
+                command.request.origin = term;
+                command.action = Action::Write {
+                    guards: vec![],
+                    changes: vec![Change::Put {
+                        key: "k".into(),
+                        value: "v".into(),
+                        ttl: Some(30_000),
+                        owner: None,
+                        renews: true,
+                    }],
+                };
+            }
+            entry
+        };
+        let next = |now: u64| {
+            let now = Moment(std::time::Duration::from_secs(now));
+            let next = shared.read(|position| position.renewals.due(&position.state, now).next);
+            next.map(|at| at.0.as_secs())
+        };
+        // Written at 100; that it is committed is learned later.
+        set_clock(100);
+        shared.written(&[entry(1, 1)]);
+        set_clock(107);
+        machine.apply([entry(1, 1)]).await.unwrap();
+        assert_eq!(next(107), Some(130));
+        // An entry that was replaced by that of another leader leaves no trace.
+        set_clock(110);
+        shared.written(&[entry(1, 2)]);
+        set_clock(118);
+        machine.apply([entry(2, 2)]).await.unwrap();
+        assert_eq!(next(118), Some(148));
+        set_clock(119);
+        shared.written(&[entry(1, 3)]);
+        set_clock(120);
+        shared.written(&[entry(2, 3)]);
+        set_clock(121);
+        machine.apply([entry(2, 3)]).await.unwrap();
+        assert_eq!(next(121), Some(150));
+        assert!(lock(&shared.written).is_empty());
+        // After a restart everything counts from then on.
+        let snapshot = machine
+            .get_snapshot_builder()
+            .await
+            .build_snapshot()
+            .await
+            .unwrap();
+        set_clock(130);
+        machine
+            .install_snapshot(&snapshot.meta, snapshot.snapshot)
+            .await
+            .unwrap();
+        assert_eq!(next(130), Some(160));
     }
 }

@@ -29,7 +29,7 @@ use self::network::Network;
 use super::Settings;
 use super::disk::{Directory, LogStore, Machine, NodeFile, NodeId, Shared, TypeConfig, lock};
 use super::peer::{Peer, PeerSettings, Troubles};
-use super::state::{Action, Command, Outcome, Record, RequestId};
+use super::state::{Action, Command, Due, Outcome, Record, RequestId};
 use super::transport::{
     Connection, Credentials, Introduction, Numbered, Reply, Request, Stage, Status,
 };
@@ -269,7 +269,7 @@ impl Node {
     ) -> anyhow::Result<Raft<TypeConfig>> {
         *lock(&self.contact) = Contact::default();
         let machine = Machine::open(directory, &self.who.shared).await?;
-        let log = LogStore::open(directory).await?;
+        let log = LogStore::open(directory, &self.who.shared).await?;
         let settings = self.settings();
         let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         #[expect(deprecated, reason = "the field has no other way to be filled")]
@@ -299,7 +299,6 @@ impl Node {
     async fn lead(&self, raft: &Raft<TypeConfig>) {
         let mut metrics = raft.server_metrics();
         let mut index = self.who.shared.index.subscribe();
-        let mut leading = None;
         let mut known = None;
         loop {
             index.mark_unchanged();
@@ -319,25 +318,24 @@ impl Node {
             let mut actions = Vec::new();
             let mut next = None;
             if let Some(vote) = vote {
-                let since = match leading {
-                    Some((before, since)) if before == vote => since,
-                    _ => now,
-                };
-                leading = Some((vote, since));
+                let term = vote.leader_id().term;
                 let due = self.who.shared.read(|position| {
+                    // Invariant: nothing is expired before the first entry of this node's own term is applied here: by then
+                    // everything is that any leader before has committed, so no acknowledged renewal is overlooked.
+                    if position.last.is_none_or(|last| last.leader_id.term != term) {
+                        return Due::default();
+                    }
                     if position.state.identity.is_none() {
                         let identity = format!("{:032x}", rand::random::<u128>());
                         actions.push(Action::Form { identity });
                     }
-                    position.renewals.due(&position.state, since, now)
+                    position.renewals.due(&position.state, now)
                 });
                 next = due.next;
                 for (key, renewed) in due.expired {
                     tracing::info!("raft: {key} has expired");
                     actions.push(Action::Expire { key, renewed });
                 }
-            } else {
-                leading = None;
             }
             for action in actions {
                 match timeout(ATTEMPT, raft.client_write(self.command(action))).await {
@@ -351,7 +349,7 @@ impl Node {
             };
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() { break },
-                _ = index.changed(), if leading.is_some() => {}
+                _ = index.changed(), if vote.is_some() => {}
                 () = sleep(wait) => {}
             }
         }

@@ -1,7 +1,8 @@
 //! What the Raft log means: keys with revision, owner and time to live, and the commands that change them.
 //!
-//! Pure and deterministic: no clock, no I/O. Time passes only through the log: the Raft leader measures it and proposes
-//! [`Action::Expire`]; every node then removes the key at the same place in the history.
+//! Pure and deterministic: no clock, no I/O. Time passes only through the log: the Raft leader proposes
+//! [`Action::Expire`] and every node then removes the key at the same place in the history. What each node knows of times is
+//! kept beside the state, in [`Renewals`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -266,39 +267,48 @@ impl State {
     }
 }
 
-/// When the renewals that this process has applied happened. Volatile: measured on this node's own clock since boot.
+/// When the renewals in the state happened, as far as this process can tell: each node keeps this for itself, whoever leads.
+/// Volatile; on this node's own clock since boot, which is never compared with another node's.
+///
+/// Invariant: the time noted for a renewal is never before the renewal was sent. A node notes when it wrote the renewal's
+/// entry to its log (the entry was sent before), or, if it did not see that (the entry was in the log when the process
+/// started, or came in a snapshot), when it applied it. Hence no node thinks that a key is over earlier than its time to live
+/// after its holder sent the renewal, and a new Raft leader needs no time of its own before it judges: what a lagging
+/// node notes is later, and errs in favour of the holder. That a renewal which this node does not have yet may exist does no
+/// harm: it either comes into the log before the [`Action::Expire`], which names the renewal it means and then does nothing,
+/// or after it, and then it was never acknowledged and finds the key gone.
 #[derive(Debug, Default)]
 pub(crate) struct Renewals {
     seen: HashMap<String, (u64, Moment)>,
 }
 
 impl Renewals {
-    /// Notes renewals that are new in `state`, as of `now`, and forgets keys that are gone. Called after every application.
-    pub(crate) fn note(&mut self, state: &State, now: Moment) {
+    /// Notes renewals that are new in `state` and forgets keys that are gone. Called after every application. `written`: when
+    /// the entry at an index was written to the log here, where that is known; `now` where it is not.
+    pub(crate) fn note(
+        &mut self,
+        state: &State,
+        now: Moment,
+        written: impl Fn(u64) -> Option<Moment>,
+    ) {
         for (key, record) in state.records.iter().filter(|(_, r)| r.ttl.is_some()) {
-            match self.seen.get_mut(key) {
-                Some(seen) if seen.0 == record.renewed => {}
-                Some(seen) => *seen = (record.renewed, now),
-                None => {
-                    self.seen.insert(key.clone(), (record.renewed, now));
-                }
+            let seen = self.seen.get(key);
+            if seen.is_none_or(|(renewed, _)| *renewed != record.renewed) {
+                let at = written(record.renewed).unwrap_or(now);
+                self.seen.insert(key.clone(), (record.renewed, at));
             }
         }
         self.seen
             .retain(|key, _| state.records.get(key).is_some_and(|r| r.ttl.is_some()));
     }
 
-    /// What a Raft leader since `leader_since` has to expire `now`, and when to look again.
-    ///
-    /// A key's time starts when its renewal was applied here, but never before this node became leader: a new leader does
-    /// not know how long the old one has waited, so every key gets its full time again. Since application comes after
-    /// proposal, a key never goes earlier than its time to live after the renewal was sent.
-    pub(crate) fn due(&self, state: &State, leader_since: Moment, now: Moment) -> Due {
+    /// What a Raft leader has to expire `now`, and when to look again.
+    pub(crate) fn due(&self, state: &State, now: Moment) -> Due {
         let mut due = Due::default();
         for (key, record) in &state.records {
             let Some(ttl) = record.ttl else { continue };
             let start = match self.seen.get(key) {
-                Some((renewed, at)) if *renewed == record.renewed => (*at).max(leader_since),
+                Some((renewed, at)) if *renewed == record.renewed => *at,
                 _ => now,
             };
             let deadline = start + Duration::from_millis(ttl);
@@ -479,29 +489,44 @@ mod tests {
     }
 
     #[test]
-    fn a_key_lives_its_full_time_and_a_new_leader_starts_over() {
+    fn a_key_lives_its_full_time_since_its_last_renewal() {
         let mut run = Run::new();
         let mut renewals = Renewals::default();
         run.write(vec![], vec![put("leader", "a", Some(30_000), Some("x"))]);
-        renewals.note(&run.state, at(100));
-        let due = |renewals: &Renewals, run: &Run, since, now| {
-            renewals.due(&run.state, at(since), at(now))
-        };
-        assert_eq!(due(&renewals, &run, 50, 129).next, Some(at(130)));
-        assert_eq!(
-            due(&renewals, &run, 50, 130).expired,
-            [("leader".into(), 1)]
-        );
-        // A node that became leader at 120 waits until 150.
-        assert_eq!(due(&renewals, &run, 120, 130).next, Some(at(150)));
-        // A renewal moves the deadline.
+        renewals.note(&run.state, at(100), |_| None);
+        let due = |renewals: &Renewals, run: &Run, now| renewals.due(&run.state, at(now));
+        assert_eq!(due(&renewals, &run, 129).next, Some(at(130)));
+        assert_eq!(due(&renewals, &run, 130).expired, [("leader".into(), 1)]);
+        // A renewal moves the deadline; noting again what is known does not.
         run.write(vec![], vec![put("leader", "a", Some(30_000), Some("x"))]);
-        renewals.note(&run.state, at(125));
-        assert_eq!(due(&renewals, &run, 50, 140).next, Some(at(155)));
+        renewals.note(&run.state, at(125), |_| None);
+        renewals.note(&run.state, at(139), |_| None);
+        assert_eq!(due(&renewals, &run, 140).next, Some(at(155)));
         // Nothing known about the renewal: it counts from now.
         assert_eq!(
-            Renewals::default().due(&run.state, at(0), at(500)).next,
+            Renewals::default().due(&run.state, at(500)).next,
             Some(at(530))
         );
+    }
+
+    #[test]
+    fn a_node_that_lags_lets_keys_live_longer_never_shorter() {
+        let mut run = Run::new();
+        run.write(vec![], vec![put("leader", "a", Some(30_000), Some("x"))]);
+        let deadline = |applied, written: Option<u64>| {
+            let mut renewals = Renewals::default();
+            renewals.note(&run.state, at(applied), |index| {
+                assert_eq!(index, 1);
+                written.map(at)
+            });
+            renewals.due(&run.state, at(100)).next
+        };
+        // The time of writing counts, however late it was applied: that it was committed was only learned later.
+        assert_eq!(deadline(100, Some(100)), Some(at(130)));
+        assert_eq!(deadline(109, Some(100)), Some(at(130)));
+        // What was written late is over late.
+        assert_eq!(deadline(109, Some(108)), Some(at(138)));
+        // Nobody saw it written: when it was applied.
+        assert_eq!(deadline(109, None), Some(at(139)));
     }
 }

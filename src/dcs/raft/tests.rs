@@ -460,6 +460,41 @@ async fn keys_expire_in_time_and_not_early() {
 }
 
 #[tokio::test]
+async fn a_change_of_the_raft_leader_in_the_middle_of_a_ttl_does_not_prolong_it() {
+    let mut nodes = Nodes::start(3).await;
+    written(&nodes.store(0, "x"), "before").await;
+    let leader = nodes.leader().await;
+    let mut identity = identity("a");
+    identity.ttl = Duration::from_secs(4);
+    let store = nodes.running[leader].as_ref().unwrap().store(&identity);
+    let Write::Done(lease) = store.acquire().await else {
+        panic!("not acquired")
+    };
+    // Not the creation's time counts.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let sent = crate::clock::now();
+    assert!(matches!(store.renew(&lease).await, Write::Done(())));
+    drop(store);
+    nodes.running[leader] = None;
+    let killed = crate::clock::now();
+    let survivor = nodes.store((leader + 1) % 3, "b");
+    let gone = until("expiry", || async {
+        let asked = crate::clock::now();
+        let cluster = survivor.load(Freshness::Latest).await.ok()?;
+        cluster.leader.is_none().then_some(asked)
+    })
+    .await;
+    let seen = crate::clock::now();
+    assert!(seen.since(sent) >= identity.ttl, "gone too early");
+    // An election takes 0.8 s at the least: with the time begun anew by the next Raft leader it would be more.
+    let late = gone.since(killed);
+    assert!(
+        late < identity.ttl + Duration::from_millis(700),
+        "gone {late:?} after the kill"
+    );
+}
+
+#[tokio::test]
 async fn silent_connections_keep_nobody_out() {
     let nodes = Nodes::start(1).await;
     let mut silent = Vec::new();

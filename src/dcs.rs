@@ -184,6 +184,10 @@ pub trait Dcs: Send + Sync {
 
     /// New timings; take effect with the next renewal.
     fn set_timings(&self, ttl: Duration, retry_timeout: Duration);
+
+    /// Takes leave before the process ends, after the last write: a store that runs inside this process hands its duties to
+    /// the others. Takes three seconds at most; the keys stay as they are.
+    async fn leave(&self) {}
 }
 
 /// The shared handle the agent, API and ctl hold.

@@ -111,6 +111,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     let settings =
         super::settings::core_settings(&config, &dynamic, &effective, instance.rewindable());
     let changes = store.changes();
+    let leaving = Arc::clone(&store);
     let agent = Agent {
         me: config.name.clone(),
         conn_url: config.postgresql.conn_url(),
@@ -158,7 +159,9 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         retention: crate::postgres::slots::Retention::default(),
         counters: Counters::default(),
     };
-    Ok(agent.run().await)
+    let end = agent.run().await;
+    leaving.leave().await;
+    Ok(end)
 }
 
 /// Two daemons of one name would share the leader key: if a member with my name answers, this one does not start

@@ -11,7 +11,7 @@ mod network;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ use crate::types::Moment;
 const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A departing leader waits that long for each step of handing over.
+const DEPARTURE: Duration = Duration::from_millis(600);
 /// A node whose disk failed tries again after that.
 const REVIVE: Duration = Duration::from_secs(5);
 /// The log is compacted after that many entries.
@@ -95,6 +97,8 @@ pub(crate) struct Node {
     troubles: Arc<Troubles>,
     contact: Mutex<Contact>,
     admission: tokio::sync::Mutex<()>,
+    /// Set for good by [`Node::depart`]: as the leader this node takes nothing on any more.
+    departing: AtomicBool,
     origin: u64,
     requests: AtomicU64,
 }
@@ -153,6 +157,7 @@ pub(crate) async fn start(settings: Settings, clock: fn() -> Moment) -> anyhow::
         troubles: Arc::default(),
         contact: Mutex::default(),
         admission: tokio::sync::Mutex::default(),
+        departing: AtomicBool::new(false),
         origin: rand::random(),
         requests: AtomicU64::new(0),
     });
@@ -277,7 +282,7 @@ impl Node {
             cluster_name: settings.cluster.clone(),
             election_timeout_min: milliseconds(settings.min_timeout / 2),
             election_timeout_max: milliseconds(settings.max_timeout / 2),
-            heartbeat_interval: milliseconds(settings.append_entries_period),
+            heartbeat_interval: milliseconds(settings.heartbeat()),
             install_snapshot_timeout: milliseconds(settings.connection_timeout),
             send_snapshot_timeout: 0,
             max_payload_entries: 64,
@@ -317,7 +322,9 @@ impl Node {
             let now = (self.clock)();
             let mut actions = Vec::new();
             let mut next = None;
-            if let Some(vote) = vote {
+            if let Some(vote) = vote
+                && !self.is_departing()
+            {
                 let term = vote.leader_id().term;
                 let due = self.who.shared.read(|position| {
                     // Invariant: nothing is expired before the first entry of this node's own term is applied here: by then
@@ -356,6 +363,61 @@ impl Node {
         std::future::pending().await
     }
 
+    fn is_departing(&self) -> bool {
+        self.departing.load(Ordering::SeqCst)
+    }
+
+    /// Before a planned stop: if this node leads, the follower that has most of the log is asked to stand for election at once,
+    /// so that the others need not wait for this node's silence. It needs no vote but the ones that Raft's rules give it; if
+    /// it does not win, the others elect somebody in their time. Returns when there is another leader, or within two seconds.
+    pub(crate) async fn depart(&self) {
+        let (Some(raft), Some(me)) = (self.raft(), self.id()) else {
+            return;
+        };
+        let mut metrics = raft.metrics();
+        let (term, voters, successor) = {
+            let metrics = metrics.borrow_and_update();
+            if metrics.state != ServerState::Leader {
+                return;
+            }
+            let membership = metrics.membership_config.membership();
+            let voters: HashSet<NodeId> = membership.voter_ids().collect();
+            let reached = |id: NodeId| metrics.replication.as_ref()?.get(&id).copied().flatten();
+            let term = metrics.vote.leader_id().term;
+            let contact = lock(&self.contact);
+            let heard = |id: &NodeId| contact.followers.get(id).copied();
+            let successor = (voters.iter().copied())
+                .filter(|id| *id != me && heard(id).is_some_and(|(at, _)| at == term))
+                .max_by_key(|id| (reached(*id), heard(id)))
+                .and_then(|id| Some((id, membership.get_node(&id)?.addr.clone())));
+            (term, voters, successor)
+        };
+        let Some((successor, address)) = successor else {
+            return;
+        };
+        // What is taken on no more here is sent again by the others, to the next leader.
+        self.departing.store(true, Ordering::SeqCst);
+        if voters.len() > 3 {
+            // This node's vote and the successor's are no majority, and the others grant none as long as they have heard a
+            // leader within its lease.
+            raft.runtime_config().heartbeat(false);
+            sleep(self.settings().max_timeout / 2 + PAUSE).await;
+        }
+        let complete = metrics.wait_for(|m| {
+            let replication = m.replication.as_ref();
+            let reached = replication.and_then(|all| all.get(&successor).copied().flatten());
+            m.state != ServerState::Leader || reached.map(|at| at.index) == m.last_log_index
+        });
+        let _ = timeout(DEPARTURE, complete).await;
+        tracing::info!("raft: this node stops and asks {address} to lead the store");
+        let peer = self.peer(&address, Some(successor));
+        let _ = timeout(DEPARTURE, peer.call(&Request::Stand { term })).await;
+        let followed = metrics.wait_for(|m| m.current_leader.is_some_and(|leader| leader != me));
+        if !matches!(timeout(DEPARTURE, followed).await, Ok(Ok(_))) {
+            tracing::info!("raft: {address} does not lead yet; stopping all the same");
+        }
+    }
+
     // ------------------------------------------------------------------ requests
 
     fn route(&self) -> Route {
@@ -372,7 +434,12 @@ impl Node {
                 "no Raft leader: a majority of {} is not reachable or an election is under way",
                 voters(&metrics.membership_config)
             )),
-            Some(leader) if Some(leader) == self.id() => Route::Here(raft.clone()),
+            Some(leader) if Some(leader) == self.id() => {
+                if self.is_departing() {
+                    return Route::Nowhere("the Raft leader stops and hands over".to_owned());
+                }
+                Route::Here(raft.clone())
+            }
             Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
                 Some(node) => Route::There(leader, node.addr.clone()),
                 None => Route::Nowhere("the Raft leader is not known yet".to_owned()),
@@ -646,6 +713,9 @@ impl Node {
             } => {
                 let budget = Duration::from_millis(budget);
                 if forwarded {
+                    if self.is_departing() {
+                        return Reply::NotLeader;
+                    }
                     return propose(&raft, command, budget.min(ATTEMPT)).await;
                 }
                 match self.submit(&command, (self.clock)() + budget).await {
@@ -654,6 +724,20 @@ impl Node {
                 }
             }
             Request::ReadIndex => read_index(&raft).await,
+            Request::Stand { term } => {
+                let follows = {
+                    let metrics = raft.server_metrics();
+                    let metrics = metrics.borrow();
+                    metrics.vote.is_committed() && metrics.vote.leader_id().term == term
+                };
+                if !follows {
+                    return Reply::Failed("the term is over".to_owned());
+                }
+                match raft.trigger().elect().await {
+                    Ok(()) => Reply::Standing,
+                    Err(error) => failed(&error),
+                }
+            }
             Request::Watch { after } => {
                 let mut changes = self.who.shared.changes.subscribe();
                 if let Some(after) = after {

@@ -99,6 +99,11 @@ pub(crate) enum Request {
         /// Already passed on once.
         forwarded: bool,
     },
+    /// I lead in this term and stop: stand for election.
+    Stand {
+        /// The term.
+        term: u64,
+    },
     /// Up to which index must I have applied the log to read the latest state?
     ReadIndex,
     /// Tell when something visible has changed since `after`; `None` = at once.
@@ -192,6 +197,8 @@ pub(crate) enum Reply {
     Pending(String),
     /// To `Propose`.
     Outcome(Outcome),
+    /// To `Stand`: the election has begun.
+    Standing,
     /// To `ReadIndex`.
     Index(u64),
     /// To `Watch`: the number to wait for the next change with.

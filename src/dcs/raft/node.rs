@@ -369,7 +369,7 @@ impl Node {
 
     /// Before a planned stop: if this node leads, the follower that has most of the log is asked to stand for election at once,
     /// so that the others need not wait for this node's silence. It needs no vote but the ones that Raft's rules give it; if
-    /// it does not win, the others elect somebody in their time. Returns when there is another leader, or within two seconds.
+    /// it does not win, the others elect somebody in their time. Returns when there is another leader, or within three seconds.
     pub(crate) async fn depart(&self) {
         let (Some(raft), Some(me)) = (self.raft(), self.id()) else {
             return;

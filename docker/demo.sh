@@ -5,12 +5,14 @@ cd "$(dirname "$0")/.."
 action=${1:-up}
 flavour=${2:-raft}
 secrets=target/demo.env
+project=${DEMO_PROJECT:-howdah-demo}
+export HOWDAH_PRIMARY_PORT="${HOWDAH_PRIMARY_PORT:-5000}" HOWDAH_REPLICA_PORT="${HOWDAH_REPLICA_PORT:-5001}" HOWDAH_STATS_PORT="${HOWDAH_STATS_PORT:-7000}"
 
 compose() {
     if docker compose version >/dev/null 2>&1; then
-        docker compose -p howdah-demo --env-file "$secrets" -f "compose/$flavour.yml" "$@"
+        docker compose -p "$project" --env-file "$secrets" -f "compose/$flavour.yml" "$@"
     elif command -v docker-compose >/dev/null; then
-        docker-compose -p howdah-demo --env-file "$secrets" -f "compose/$flavour.yml" "$@"
+        docker-compose -p "$project" --env-file "$secrets" -f "compose/$flavour.yml" "$@"
     else
         echo "demo: neither 'docker compose' nor 'docker-compose' is installed" >&2
         exit 1
@@ -19,6 +21,12 @@ compose() {
 
 password() { od -An -N12 -tx1 /dev/urandom | tr -d ' \n'; }
 
+# The volumes belong to the machine, the passwords to this checkout: another one's demo must not get ours.
+if [ ! -e "$secrets" ] && [ -n "$(docker volume ls -q --filter "label=com.docker.compose.project=$project")" ]; then
+    echo "demo: a demo of another checkout is on this machine (project $project), and its passwords are there." >&2
+    echo "demo: run 'make demo-down' in that checkout first, or choose another DEMO_PROJECT and HOWDAH_{PRIMARY,REPLICA,STATS}_PORT" >&2
+    exit 1
+fi
 # Made once, kept until `make demo-down`.
 mkdir -p target
 (umask 077; touch "$secrets")
@@ -70,9 +78,9 @@ docker exec "$(member 1)" patronictl list
 cat <<TEXT
 
 Connect (the proxy follows the primary):
-  read-write  postgres://postgres:$PATRONI_SUPERUSER_PASSWORD@localhost:5000/postgres
-  read-only   postgres://postgres:$PATRONI_SUPERUSER_PASSWORD@localhost:5001/postgres
-  proxy       http://localhost:7000/
+  read-write  postgres://postgres:$PATRONI_SUPERUSER_PASSWORD@localhost:$HOWDAH_PRIMARY_PORT/postgres
+  read-only   postgres://postgres:$PATRONI_SUPERUSER_PASSWORD@localhost:$HOWDAH_REPLICA_PORT/postgres
+  proxy       http://localhost:$HOWDAH_STATS_PORT/
 
 Try next:
   docker exec $(member 1 | cut -c1-12) patronictl list

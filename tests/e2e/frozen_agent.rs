@@ -78,6 +78,8 @@ fn the_only_member_comes_back_by_itself() {
     });
     assert!(node.sql("select 1").is_err());
     node.container.signal_agent("CONT");
-    wait_until("it leads again", PATIENCE, || node.is_primary());
-    assert_eq!(node.sql("select 1").unwrap(), "1");
+    // The view that the agent published before it froze may answer once more, so only a write counts.
+    wait_until("it takes writes again", PATIENCE, || {
+        node.sql("create table if not exists t (v int)").is_ok()
+    });
 }

@@ -27,6 +27,8 @@ pub struct Sample {
     pub in_recovery: bool,
     /// A primary's own timeline, from the name of its current WAL file.
     pub primary_timeline: Option<Timeline>,
+    /// The last timeline a standby is known to have received or replayed, for when it has no receiver.
+    pub known_timeline: Option<Timeline>,
     /// The timeline of the last checkpoint; from 9.6 on.
     pub checkpoint_timeline: Option<Timeline>,
     /// A primary's flush position; zero on a standby.
@@ -116,7 +118,8 @@ impl Sample {
         self.received.max(written)
     }
 
-    /// The timeline as published: a primary's own; a standby's received one, else the one of its last checkpoint.
+    /// The timeline as published: a primary's own; a standby's received one, else the last it is known to have received or
+    /// replayed. The one of its last checkpoint does not count: it may be older than what was received since.
     #[must_use]
     pub fn timeline(&self) -> Option<Timeline> {
         match self.in_recovery {
@@ -125,7 +128,7 @@ impl Sample {
                 .receiver
                 .as_ref()
                 .and_then(|r| r.timeline)
-                .or(self.checkpoint_timeline),
+                .or(self.known_timeline),
         }
     }
 
@@ -175,6 +178,8 @@ impl Sample {
 #[derive(Default)]
 pub struct Observer {
     session: Option<(Session, PgVersion)>,
+    /// The last timeline received by the standby that started at this time.
+    received: Option<(PgTimestamp, Timeline)>,
 }
 
 impl Observer {
@@ -195,11 +200,49 @@ impl Observer {
         self.session = None;
     }
 
-    /// Asks the server. If the kept connection turns out to be broken, a new one is tried once.
+    /// Asks the server. If the kept connection turns out to be broken, a new one is tried once. A standby without a receiver may
+    /// cost one replication connection in its life.
     ///
     /// # Errors
     /// [`SqlError`]: see [`SqlError::is_not_yet`] and [`SqlError::is_cancelled`] for what the loop tells apart.
     pub async fn observe(&mut self, settings: &Settings, wants: Wants) -> Result<Sample, SqlError> {
+        let mut sample = self.ask(settings, wants).await?;
+        if sample.in_recovery {
+            sample.known_timeline = self.standby_timeline(settings, &sample).await;
+        }
+        Ok(sample)
+    }
+
+    /// Remembers what the receiver says; without one, what it last said, or what the server replays.
+    async fn standby_timeline(&mut self, settings: &Settings, sample: &Sample) -> Option<Timeline> {
+        let started = sample.postmaster_start_time;
+        if let Some(timeline) = sample
+            .receiver
+            .as_ref()
+            .and_then(|receiver| receiver.timeline)
+        {
+            self.received = Some((started, timeline));
+            return Some(timeline);
+        }
+        if let Some((of, timeline)) = self.received
+            && of == started
+        {
+            return Some(timeline);
+        }
+        let identify = async {
+            Target::local_replication(settings)
+                .connect()
+                .await?
+                .identify_system()
+                .await
+        };
+        let timeline = identify.await.ok()?.timeline;
+        self.received = Some((started, timeline));
+        Some(timeline)
+    }
+
+    /// One statement; if the kept connection turns out to be broken, a new one is tried once.
+    async fn ask(&mut self, settings: &Settings, wants: Wants) -> Result<Sample, SqlError> {
         if let Some((session, version)) = self.session.take() {
             match sample(&session, version, wants).await {
                 Ok(sample) => {
@@ -301,6 +344,7 @@ fn understand(version: PgVersion, row: &[Option<String>]) -> Option<Sample> {
             .and_then(|file| file.get(..8))
             .and_then(|hex| u32::from_str_radix(hex, 16).ok())
             .map(Timeline),
+        known_timeline: None,
         checkpoint_timeline: text(3).and_then(|t| t.parse().ok()).map(Timeline),
         flushed: lsn(4),
         received: lsn(5),

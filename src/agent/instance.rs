@@ -522,7 +522,7 @@ impl Instance {
             .as_ref()
             .is_some_and(|sample| sample.in_recovery);
         let way = match (&self.follows, standby) {
-            (_, false) => Way::Primary,
+            (_, false) => Way::RunningPrimary,
             (Some(upstream), true) => Way::Standby(upstream),
             // Whom it follows is not ours to guess: its recovery settings stay.
             (None, true) => Way::AnyStandby,
@@ -594,6 +594,10 @@ impl Instance {
         let asking = inquire::pending_restart(session.client(), settings);
         match tokio::time::timeout(limit, asking).await {
             Ok(Ok(found)) => {
+                // Recovery settings of an earlier life as a standby mean nothing to a running primary.
+                let found = found
+                    .into_iter()
+                    .filter(|(name, _)| !crate::postgres::version_rules::is_recovery(name));
                 for (name, reason) in found {
                     let change = PendingChange {
                         old_value: reason.old_value,

@@ -19,6 +19,8 @@ use super::work::Work;
 
 /// How long one status query may hold up a turn, at most; with a short lease a quarter of it.
 const SAMPLE_LIMIT: Duration = Duration::from_secs(3);
+/// How often a standby looks at its own position while its leader stops.
+const WHILE_LEADER_STOPS: Duration = Duration::from_millis(100);
 /// The same for statements that a turn ends with.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -314,6 +316,17 @@ impl Agent {
         }
     }
 
+    /// Another member leads, and its PostgreSQL is on its way down.
+    fn leader_stops(&self) -> bool {
+        let leader = self.last_cluster.as_ref().and_then(|cluster| {
+            let leader = cluster.leader.as_ref().filter(|it| it.name != self.me)?;
+            cluster.members.get(&leader.name)
+        });
+        leader.is_some_and(|leader| {
+            matches!(leader.state, Some(PgState::Stopping | PgState::Stopped))
+        })
+    }
+
     /// What a turn does besides decisions: slots, the checkpoint after a promotion, the cached configuration.
     pub(super) async fn upkeep(&mut self, obs: &mut Observation) {
         self.scheduled_restart_due();
@@ -329,6 +342,10 @@ impl Agent {
             if let Some(at) = self.instance.ask_pending_at() {
                 self.wake_by(at);
             }
+        }
+        if self.leader_stops() {
+            // Its successor is who is seen to have received everything; nothing tells this node when the last of it has come.
+            self.wake_by(clock::now() + WHILE_LEADER_STOPS);
         }
         if matches!(obs.postgres.position, Some(Position::Primary { .. })) && self.held.is_some() {
             self.instance.checkpoint_after_promote();

@@ -37,6 +37,9 @@ pub(super) enum Way<'a> {
     Primary,
     /// As a standby of this server.
     Standby(&'a Upstream),
+    /// As a primary that runs already: recovery settings it was started with stay on disk, because PostgreSQL reports them as
+    /// errors and as waiting for a restart when they go.
+    RunningPrimary,
     /// As a standby of whomever the recovery settings on disk name.
     AnyStandby,
     /// To the end of the recovery that a custom bootstrap has prepared (spec/postgres-management.md §7.3).
@@ -89,12 +92,12 @@ impl Plan {
             known_names: self.known_names.as_deref(),
             synchronous_names: SynchronousNames::Configured,
             control: match way {
-                Way::Primary | Way::Restored(_) => None,
+                Way::Primary | Way::RunningPrimary | Way::Restored(_) => None,
                 Way::Standby(_) | Way::AnyStandby => limits,
             },
             without_hot_standby: match way {
                 Way::Restored(restored) => restored.without_hot_standby(version),
-                Way::Primary | Way::Standby(_) | Way::AnyStandby => false,
+                Way::Primary | Way::RunningPrimary | Way::Standby(_) | Way::AnyStandby => false,
             },
             force_feedback: false,
             citus_local_host: None,
@@ -102,7 +105,7 @@ impl Plan {
         let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();
         let (recovery, passwords) = match way {
             Way::Primary => (Recovery::Removed, None),
-            Way::AnyStandby => (Recovery::Untouched, None),
+            Way::RunningPrimary | Way::AnyStandby => (Recovery::Untouched, None),
             Way::Restored(Restored { keep: true, .. }) => (Recovery::Untouched, None),
             Way::Restored(Restored {
                 recovery_conf: Some(recovery_conf),
@@ -139,7 +142,7 @@ impl Plan {
                 keep_auto_conf: matches!(way, Way::Restored(Restored { keep: true, .. })),
                 bootstrap_hba: match way {
                     Way::Restored(restored) => Some(self.bootstrap_hba(restored)),
-                    Way::Primary | Way::Standby(_) | Way::AnyStandby => None,
+                    Way::Primary | Way::RunningPrimary | Way::Standby(_) | Way::AnyStandby => None,
                 },
             },
         }

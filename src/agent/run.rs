@@ -203,6 +203,7 @@ impl Agent {
         let mut obs = self.observation(store).await;
         let mut end = None;
         let mut why;
+        let mut wake_at;
         loop {
             obs.now = clock::now();
             obs.wall = clock::wall();
@@ -210,9 +211,8 @@ impl Agent {
             let decision = ha::decide(&obs, &self.memory);
             self.memory = decision.memory;
             why = decision.why;
-            if let Some(at) = decision.wake_at {
-                self.wake_by(at);
-            }
+            // Only the last word counts: a renewal that was due has been made by then.
+            wake_at = decision.wake_at;
             if decision.step == Step::Rest {
                 break;
             }
@@ -231,6 +231,9 @@ impl Agent {
                     break;
                 }
             }
+        }
+        if let Some(at) = wake_at {
+            self.wake_by(at);
         }
         self.tend_guard(&obs);
         self.finish(began, &obs, &why).await;

@@ -483,7 +483,7 @@ impl Work {
             Promoted::InProduction => {}
             Promoted::Exited => bail!("PostgreSQL ended while it was being promoted"),
         }
-        let layout = self.plan.layout(self.version, &Way::Primary, None);
+        let layout = self.plan.layout(self.version, &Way::RunningPrimary, None);
         write::write(settings, &layout.wanted)?;
         process::reload(&postmaster)?;
         Ok(Ended {

@@ -42,6 +42,8 @@ fn a_planned_change_of_the_leader_loses_nothing_and_hardly_any_time() {
             "{} was rewound",
             node.name
         );
+        let complaint = "contains errors; unaffected changes were applied";
+        assert!(!node.log().contains(complaint), "{}", node.name);
     }
 }
 

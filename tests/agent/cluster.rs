@@ -193,6 +193,10 @@ impl Node {
 
     /// The agent below an init.
     pub(crate) fn guarded_agent(&self) -> Pid {
+        self.find_guarded_agent().expect("init has an agent")
+    }
+
+    pub(crate) fn find_guarded_agent(&self) -> Option<Pid> {
         let init = self.pid().as_raw_nonzero().get();
         let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap();
         let agent = children
@@ -202,7 +206,7 @@ impl Node {
                 fs::read_to_string(format!("/proc/{pid}/comm"))
                     .is_ok_and(|comm| comm.trim() == "howdah")
             });
-        Pid::from_raw(agent.expect("init has an agent")).unwrap()
+        Pid::from_raw(agent?)
     }
 
     pub(crate) fn postmaster(&self) -> Option<Pid> {
@@ -444,7 +448,7 @@ impl Drop for Cluster {
         for node in &mut self.nodes {
             node.kill();
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("HOWDAH_TEST_LOGS").is_some() {
             for node in &self.nodes {
                 let log = node.log();
                 let lines: Vec<&str> = log.lines().collect();

@@ -99,6 +99,20 @@ fn a_frozen_agent_never_leaves_two_primaries() {
     let cluster = Cluster::start_with(3, &[("PATRONI_GUARD", "on")]);
     let mut writer = Writer::start(&cluster);
     let old = cluster.await_primary();
+
+    // One that dies is replaced at once, and the next finds PostgreSQL running.
+    let postmaster = cluster.nodes[old].postmaster();
+    let dead = cluster.nodes[old].guarded_agent();
+    kill_process(dead, Signal::KILL).unwrap();
+    wait_until("init starts another agent", PATIENCE, || {
+        cluster.nodes[old]
+            .find_guarded_agent()
+            .is_some_and(|agent| agent != dead)
+    });
+    cluster.await_healthy();
+    assert_eq!(cluster.primary(), Some(old));
+    assert_eq!(cluster.nodes[old].postmaster(), postmaster);
+
     let agent = cluster.nodes[old].guarded_agent();
     let frozen = clock::now();
     kill_process(agent, Signal::STOP).unwrap();

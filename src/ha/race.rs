@@ -2,6 +2,8 @@
 //!
 //! Several members may find themselves fit at the same time; the store decides. Whoever is stricter here is safe; laxer is not.
 
+use std::time::Duration;
+
 use crate::cluster::{Cluster, FailoverRequest};
 use crate::types::{Lsn, MemberName, Timeline};
 
@@ -12,6 +14,8 @@ use super::standby;
 use super::switchover::in_force;
 use super::turn::{Choice, Turn, limitation};
 
+/// How long the election waits for the last leader.
+const PATIENCE_LAST_LEADER: Duration = Duration::from_millis(300);
 /// A member that holds back looks again this soon, should no event come.
 const LOOK_AGAIN_MILLIS: u64 = 1000;
 
@@ -190,7 +194,16 @@ fn voters(turn: &Turn<'_>, cluster: &Cluster, request: Option<&FailoverRequest>)
             request.is_some_and(|request| request.candidate.as_ref() == Some(&member.name));
         // One that never leads does not vote either; but the last leader is asked whether it is still a primary.
         if !member.tags.never_leads() || led || candidate {
-            voters.extend(turn.asked(member, alive));
+            let asked = turn.asked(member, alive);
+            voters.extend(asked.map(|asked| Asked {
+                // Its leader key is gone, so it is most likely dead or frozen, although its member key may live a moment longer.
+                patience: if led {
+                    asked.patience.min(PATIENCE_LAST_LEADER)
+                } else {
+                    asked.patience
+                },
+                ..asked
+            }));
         }
     }
     voters

@@ -94,6 +94,8 @@ pub struct Agent {
     signals: Signals,
     stopping: bool,
 
+    /// Since when the leader's PostgreSQL goes down.
+    leader_stops_since: Option<Moment>,
     next_turn: Moment,
     wake_at: Option<Moment>,
     last_line: Option<String>,

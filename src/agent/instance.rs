@@ -54,6 +54,8 @@ pub(super) struct Instance {
     pub(super) crashed: bool,
     /// What a dead postmaster left behind may still be there.
     pub(super) unburied: bool,
+    /// `on_start` has run for this server, or a job has had to do with it.
+    attached: bool,
     /// The last start did not succeed.
     pub(super) start_failed: bool,
     pub(super) divergence: Divergence,
@@ -104,6 +106,7 @@ impl Instance {
             asked_to_stop: true,
             crashed: false,
             unburied: true,
+            attached: false,
             start_failed: false,
             divergence: Divergence::Unchecked,
             follows: None,
@@ -577,6 +580,19 @@ impl Instance {
         Ok(())
     }
 
+    /// A server that was found running gets its `on_start` once (spec/postgres-management.md §3.2).
+    pub(super) fn attach(&mut self, role: Role) {
+        if !self.attached && self.sample.is_some() {
+            self.attached = true;
+            self.callback(Event::OnStart, role);
+        }
+    }
+
+    /// A job takes the server into its hands.
+    pub(super) fn set_attached(&mut self) {
+        self.attached = true;
+    }
+
     /// When [`Instance::ask_pending`] is due.
     pub(super) fn ask_pending_at(&self) -> Option<Moment> {
         self.ask_pending_at
@@ -588,6 +604,8 @@ impl Instance {
             return;
         }
         let Some(session) = self.session() else {
+            // A start computes it anew; a server that is only silent is asked later.
+            self.ask_pending_at = self.postmaster.is_some().then_some(now + PENDING_AFTER);
             return;
         };
         let settings = &self.plan.effective.settings;

@@ -11,7 +11,7 @@ use crate::ha::observation::{
 use crate::postgres::hooks::Event;
 use crate::postgres::observe::Sample;
 use crate::postgres::ready::{self, Readiness};
-use crate::types::{PgState, Role, Timeline};
+use crate::types::{Moment, PgState, Role, Timeline};
 
 use super::Agent;
 use super::publish::state_during;
@@ -21,6 +21,8 @@ use super::work::Work;
 const SAMPLE_LIMIT: Duration = Duration::from_secs(3);
 /// How often a standby looks at its own position while its leader stops.
 const WHILE_LEADER_STOPS: Duration = Duration::from_millis(100);
+/// After that it is no hand-over any more, and the timer will do.
+const LEADER_STOPS_FOR: Duration = Duration::from_secs(10);
 /// The same for statements that a turn ends with.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -209,6 +211,7 @@ impl Agent {
             | Job::Restart { .. }
             | Job::Rewind { .. }
             | Job::Replace { .. } => {
+                self.instance.set_attached();
                 self.instance.set_applied(None);
                 self.job_plan = Some(self.instance.plan());
             }
@@ -316,15 +319,21 @@ impl Agent {
         }
     }
 
-    /// Another member leads, and its PostgreSQL is on its way down.
-    fn leader_stops(&self) -> bool {
+    /// Another member leads, and its PostgreSQL went down just now or is about to.
+    fn leader_stops(&mut self, now: Moment) -> bool {
         let leader = self.last_cluster.as_ref().and_then(|cluster| {
             let leader = cluster.leader.as_ref().filter(|it| it.name != self.me)?;
             cluster.members.get(&leader.name)
         });
-        leader.is_some_and(|leader| {
+        let stops = leader.is_some_and(|leader| {
             matches!(leader.state, Some(PgState::Stopping | PgState::Stopped))
-        })
+        });
+        if !stops {
+            self.leader_stops_since = None;
+            return false;
+        }
+        let since = *self.leader_stops_since.get_or_insert(now);
+        now.since(since) < LEADER_STOPS_FOR
     }
 
     /// What a turn does besides decisions: slots, the checkpoint after a promotion, the cached configuration.
@@ -334,6 +343,7 @@ impl Agent {
             self.reload_local();
         }
         if self.job.running().is_none() {
+            self.instance.attach(self.role);
             self.follow_role();
             let limit = self.budget(UPKEEP_LIMIT);
             self.instance.settle_plan(clock::now(), limit).await;
@@ -343,7 +353,7 @@ impl Agent {
                 self.wake_by(at);
             }
         }
-        if self.leader_stops() {
+        if self.leader_stops(clock::now()) {
             // Its successor is who is seen to have received everything; nothing tells this node when the last of it has come.
             self.wake_by(clock::now() + WHILE_LEADER_STOPS);
         }

@@ -80,7 +80,10 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         ttl: dynamic.ttl,
         retry_timeout: dynamic.retry_timeout,
     };
-    let store = dcs::open(&config, identity).await?;
+    let store = tokio::select! {
+        store = dcs::open(&config, identity) => store?,
+        () = signals.stop() => return Ok(End::Clean),
+    };
     if slot.set(Arc::clone(&store)).is_err() {
         anyhow::bail!("the store was opened twice");
     }
@@ -151,6 +154,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         reload_requested: false,
         signals,
         stopping: false,
+        leader_stops_since: None,
         next_turn: now,
         wake_at: None,
         last_line: None,

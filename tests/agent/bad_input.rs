@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use howdah::clock;
@@ -134,4 +135,26 @@ fn a_setting_that_postgresql_cannot_start_with_is_taken_back_without_a_restart_o
     assert_eq!(answer.map(|(status, _)| status), Some(200));
     cluster.await_healthy();
     assert!(node.about()["pending_restart"].is_null());
+}
+
+#[test]
+fn a_place_for_data_that_cannot_be_written_is_named_and_leaves_the_way_free() {
+    let mut cluster = Cluster::prepare(1);
+    let node = &mut cluster.nodes[0];
+    let parent = node.dir.join("full");
+    fs::create_dir(&parent).unwrap();
+    let data = parent.join("data");
+    let here = data.display().to_string();
+    node.environment
+        .insert("PATRONI_POSTGRESQL_DATA_DIR".to_owned(), here.clone());
+    fs::set_permissions(&parent, PermissionsExt::from_mode(0o555)).unwrap();
+    node.start();
+    let status = node.ended(PATIENCE);
+    assert_eq!(status.code(), Some(1), "{status}");
+    let log = node.log();
+    assert!(log.contains(&here), "{log}");
+    crate::cluster::give(&parent);
+    fs::set_permissions(&parent, PermissionsExt::from_mode(0o700)).unwrap();
+    node.start();
+    cluster.await_healthy();
 }

@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_without_receiver_shows_its_checkpoint_and_archive() {
+    fn a_standby_without_receiver_shows_what_is_known_and_its_archive() {
         // What the receiver function returns when there is none: a row of nulls.
         let values = [
             Some("t"),
@@ -491,11 +491,15 @@ mod tests {
             Some("[]"),
             Some("[]"),
         ];
-        let sample = understand(PgVersion(150_000), &row(values)).unwrap();
+        let mut sample = understand(PgVersion(150_000), &row(values)).unwrap();
+        assert_eq!(sample.receiver, None);
         assert_eq!(
-            (sample.timeline(), sample.receiver.as_ref()),
-            (Some(Timeline(2)), None)
+            (sample.timeline(), sample.checkpoint_timeline),
+            (None, Some(Timeline(2))),
+            "a checkpoint may be older than what was received since"
         );
+        sample.known_timeline = Some(Timeline(3));
+        assert_eq!(sample.timeline(), Some(Timeline(3)));
         assert_eq!(
             sample.replication_state(),
             Some(ReplicationState::InArchiveRecovery)

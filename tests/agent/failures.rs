@@ -13,7 +13,8 @@ const ELECTION: Duration = Duration::from_millis(2000);
 
 #[test]
 fn a_killed_postmaster_and_a_killed_agent_cost_no_failover() {
-    let mut cluster = Cluster::start(3);
+    let note = r#"/bin/sh -c 'echo "$0 $1 $2" >> callbacks'"#;
+    let mut cluster = Cluster::start_with(3, &[("PATRONI_POSTGRESQL_CALLBACKS_ON_START", note)]);
     let mut writer = Writer::start(&cluster);
     let leader = cluster.await_primary();
 
@@ -37,8 +38,18 @@ fn a_killed_postmaster_and_a_killed_agent_cost_no_failover() {
     node.signal(Signal::KILL);
     node.ended(PATIENCE);
     assert_eq!(node.postmaster(), postmaster);
+    let callbacks = node.dir.join("callbacks");
+    std::fs::remove_file(&callbacks).unwrap();
     node.start();
     cluster.await_healthy();
+    wait_until(
+        "the server found running gets its on_start",
+        PATIENCE,
+        || {
+            std::fs::read_to_string(&callbacks)
+                .is_ok_and(|lines| lines == "on_start primary demo\n")
+        },
+    );
     assert_eq!(cluster.primary(), Some(leader), "the lease was still held");
     assert_eq!(cluster.nodes[leader].postmaster(), postmaster);
     let receivers = |cluster: &Cluster| -> Vec<String> {

@@ -16,17 +16,9 @@ use crate::cluster::Node;
 
 /// One request to the REST API; `None` when nobody answers with HTTP in a second.
 pub(crate) fn http(ip: IpAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
-    http_at(SocketAddr::new(ip, 8008), method, path, body)
-}
-
-pub(crate) fn http_at(
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    body: &str,
-) -> Option<(u16, String)> {
     let wait = Duration::from_secs(if method == "GET" { 1 } else { 30 });
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok()?;
+    let mut stream =
+        TcpStream::connect_timeout(&SocketAddr::new(ip, 8008), Duration::from_secs(1)).ok()?;
     stream.set_read_timeout(Some(wait)).ok()?;
     write!(
         stream,

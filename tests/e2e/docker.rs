@@ -131,11 +131,21 @@ impl Drop for Lab {
         let containers = self.containers.get_mut().unwrap().clone();
         if std::thread::panicking() {
             for container in &containers {
-                let output = docker_output(&["logs", "--tail", "60", container]);
+                let output = docker_output(&["logs", "--tail", "5000", container]);
+                let both = [output.stdout, output.stderr].concat();
+                let text = String::from_utf8_lossy(&both);
+                // What the recorder provokes on every standby would hide the rest.
+                let noise = [
+                    "cannot execute INSERT in a read-only",
+                    "insert into recorded",
+                ];
+                let lines: Vec<&str> = text
+                    .lines()
+                    .filter(|line| !noise.iter().any(|part| line.contains(part)))
+                    .collect();
                 println!(
-                    "--- {container}\n{}{}",
-                    String::from_utf8_lossy(&output.stdout),
-                    String::from_utf8_lossy(&output.stderr)
+                    "--- {container}\n{}",
+                    lines[lines.len().saturating_sub(80)..].join("\n")
                 );
             }
         }

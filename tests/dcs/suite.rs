@@ -735,23 +735,23 @@ async fn answers_lost(h: &dyn Harness) -> Outcome {
     h.cut("a", Cut::AnswersLost).await;
     unknown(a.acquire().await)?;
     h.mend("a").await;
-    // Whatever came of it: exactly one of the two leads afterwards, and knows it.
-    let leader = match latest(&b).await?.leader {
-        Some(leader) => {
-            ensure!(leader.name == name("a"));
-            Some(leader)
-        }
-        None => None,
-    };
+    // Whatever came of it, and whenever: it may still happen after the answer was given up. One of the two leads afterwards.
     let mut waited = Duration::ZERO;
-    while a.load(Freshness::Latest).await.is_err() {
+    let lease = loop {
+        let answer = match a.load(Freshness::Latest).await.map(|cluster| cluster.leader) {
+            Ok(Some(leader)) => {
+                ensure!(leader.name == name("a"));
+                a.adopt(&leader).await
+            }
+            Ok(None) => a.acquire().await,
+            Err(error) => Write::Unknown(error),
+        };
+        if let Write::Done(lease) = answer {
+            break lease;
+        }
         h.elapse(Duration::from_millis(100)).await;
         waited += Duration::from_millis(100);
         ensure!(waited < Duration::from_secs(20), "does not recover");
-    }
-    let lease = match leader {
-        Some(leader) => done(a.adopt(&leader).await)?,
-        None => acquired(&a).await?,
     };
     refused(b.acquire().await)?;
     done(a.renew(&lease).await)

@@ -20,6 +20,7 @@ mod requests;
 mod shutdown;
 mod standby;
 mod switchover;
+mod sync;
 mod turn;
 
 pub use decision::{Decision, Step, Why};

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::cluster::{FailoverRequest, wire};
 use crate::dcs::{self, Document, Expect, Freshness};
 use crate::ha::decision::{Asked, Job, Write};
-use crate::ha::observation::{Observation, Outcome, Peer};
+use crate::ha::observation::{Observation, Outcome, Peer, StandbyNames};
 use crate::ha::{Step, Why};
 use crate::types::{Lsn, MemberName};
 
@@ -60,6 +60,10 @@ impl Agent {
             Step::ResumeReplay => {
                 self.instance.resume_replay().await;
                 obs.postgres.replay_paused = false;
+            }
+            Step::SetSynchronousNames(names) => {
+                obs.tried.names = Some(self.set_synchronous_names(names).await);
+                obs.postgres = self.observe_postgres().await;
             }
             Step::ArmWatchdog => {
                 self.arm_watchdog();
@@ -319,6 +323,11 @@ impl Agent {
                 }
                 None => Outcome::Unknown,
             },
+            Write::Sync(sync) => {
+                let expect = sync.revision.map_or(Expect::Absent, Expect::At);
+                self.put(Document::Sync, &wire::sync_text(&sync), expect)
+                    .await
+            }
             Write::DropSync => {
                 let expect = cluster.sync.revision.map_or(Expect::Anything, Expect::At);
                 let reply = self
@@ -334,6 +343,39 @@ impl Agent {
         };
         obs.tried.write = Some(reply);
         obs.store = self.load(Freshness::Latest).await;
+    }
+
+    /// Writes `synchronous_standby_names` and waits a moment until a running server has it in force.
+    async fn set_synchronous_names(&mut self, names: StandbyNames) -> Outcome {
+        let text = self.instance.set_standby_names(names);
+        let wanted = match text {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                tracing::error!("cannot set synchronous_standby_names: {error:#}");
+                return Outcome::Refused;
+            }
+        };
+        tracing::info!(
+            "Assigning synchronous_standby_names to {}",
+            if wanted.is_empty() { "None" } else { &wanted }
+        );
+        if self.instance.sample.is_none() {
+            return Outcome::Done;
+        }
+        for _ in 0..25 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let limit = self.budget(Duration::from_secs(1));
+            let seen = self.instance.take_sample(limit).await.is_ok();
+            match &self.instance.sample {
+                Some(sample) if sample.synchronous_standby_names == wanted => return Outcome::Done,
+                Some(_) if seen => {}
+                Some(_) | None => return Outcome::Unknown,
+            }
+        }
+        tracing::warn!(
+            "PostgreSQL has not taken up synchronous_standby_names; is it set by ALTER SYSTEM or on the command line?"
+        );
+        Outcome::Unknown
     }
 
     async fn put(&mut self, document: Document, value: &str, expect: Expect) -> Outcome {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::cluster::{Cluster, History, HistoryEntry, PendingChange};
-use crate::ha::observation::{Control, Directory, Divergence, Upstream};
+use crate::ha::observation::{Control, Directory, Divergence, StandbyNames, Upstream};
 use crate::node::{PgTimestamp, PostgresStatus};
 use crate::postgres::changes::{self, Need, SettingRow};
 use crate::postgres::conninfo::Conninfo;
@@ -183,6 +183,7 @@ impl Instance {
         let result = tokio::time::timeout(limit, self.observer.observe(&settings, wants)).await;
         match result {
             Ok(Ok(sample)) => {
+                self.adopt_standby_names(&sample);
                 self.sample = Some(sample);
                 Ok(())
             }
@@ -196,6 +197,55 @@ impl Instance {
                 Err(SqlError::Timeout("query"))
             }
         }
+    }
+
+    /// After a restart of the agent: what a running server has in force stays until the core decides otherwise.
+    fn adopt_standby_names(&mut self, sample: &Sample) {
+        if self.plan.standby_names.is_some() {
+            return;
+        }
+        let running = sample.synchronous_standby_names.as_str();
+        let configured = self
+            .plan
+            .effective
+            .parameters
+            .get("synchronous_standby_names")
+            .unwrap_or_default();
+        let names = if running == configured && !self.plan.synchronous {
+            StandbyNames::Configured
+        } else {
+            StandbyNames::Managed((!running.is_empty()).then(|| running.to_owned()))
+        };
+        Arc::make_mut(&mut self.plan).standby_names = Some(names);
+    }
+
+    /// Takes a decision about `synchronous_standby_names` into the plan, and into the files of a running server. Returns the value
+    /// that is to be in force.
+    pub(super) fn set_standby_names(&mut self, names: StandbyNames) -> anyhow::Result<String> {
+        Arc::make_mut(&mut self.plan).standby_names = Some(names);
+        let limits = self.control.as_ref().map(|control| control.limits);
+        let upstream = self.follows.clone().unwrap_or(Upstream::Nobody);
+        let standby = self
+            .sample
+            .as_ref()
+            .is_some_and(|sample| sample.in_recovery);
+        let way = if standby {
+            Way::Standby(&upstream)
+        } else {
+            Way::Primary
+        };
+        let layout = self.plan.layout(self.version(), &way, limits);
+        let value = layout
+            .wanted
+            .parameters
+            .get("synchronous_standby_names")
+            .unwrap_or_default()
+            .to_owned();
+        if self.sample.is_some() && self.postmaster.is_some() {
+            write::write(&self.plan.effective.settings, &layout.wanted)?;
+            self.reload()?;
+        }
+        Ok(value)
     }
 
     /// Closes the kept connection: it must not be what a fast stop waits for.

@@ -6,7 +6,8 @@ use crate::clock;
 use crate::ha::Why;
 use crate::ha::decision::{Job, StopPurpose};
 use crate::ha::observation::{
-    Divergence, JobEnd, JobView, Local, Observation, Position, Process, Upstream,
+    Acknowledged, Connection, Divergence, JobEnd, JobView, Local, Observation, Position, Process,
+    Replication, Standing, Upstream,
 };
 use crate::postgres::hooks::Event;
 use crate::postgres::observe::Sample;
@@ -68,6 +69,8 @@ impl Agent {
             follows: self.instance.follows.clone(),
             divergence: self.instance.divergence.clone(),
             replay_paused,
+            standby_names: self.instance.plan().standby_names.clone(),
+            replication: self.instance.sample.as_ref().map(replication_of),
         }
     }
 
@@ -381,6 +384,35 @@ fn upstream_name(upstream: &Upstream) -> String {
         Upstream::Member { name, .. } => name.to_string(),
         Upstream::Remote { host, .. } => host.clone().unwrap_or_else(|| "the archive".to_owned()),
         Upstream::Nobody => "nobody".to_owned(),
+    }
+}
+
+fn replication_of(sample: &Sample) -> Replication {
+    let connection = |sender: &crate::postgres::observe::Sender| {
+        let shown = &sender.shown;
+        Some(Connection {
+            name: shown.application_name.clone()?,
+            streaming: shown.state.as_deref() == Some("streaming"),
+            standing: match shown.sync_state.as_deref() {
+                Some("sync") => Standing::Sync,
+                Some("quorum") => Standing::Quorum,
+                Some("potential") => Standing::Potential,
+                Some(_) | None => Standing::Async,
+            },
+            written: sender.written,
+            flushed: sender.flushed,
+            replayed: sender.replayed,
+        })
+    };
+    Replication {
+        at: sample.at,
+        names: sample.synchronous_standby_names.clone(),
+        acknowledged: match sample.synchronous_commit.as_str() {
+            "remote_apply" => Acknowledged::Replayed,
+            "remote_write" => Acknowledged::Written,
+            _ => Acknowledged::Flushed,
+        },
+        standbys: sample.walsenders.iter().filter_map(connection).collect(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::effective::Effective;
 use crate::config::{Bootstrap, dynamic};
-use crate::ha::observation::Upstream;
+use crate::ha::observation::{StandbyNames, Upstream};
 use crate::postgres::conninfo::{self, PrimaryConninfo};
 use crate::postgres::control::Limits;
 use crate::postgres::params::{
@@ -28,6 +28,10 @@ pub(super) struct Plan {
     pub(super) bootstrap: Bootstrap,
     /// The settings that the `postgres` program knows.
     pub(super) known_names: Option<Arc<BTreeSet<String>>>,
+    /// Synchronous mode is on.
+    pub(super) synchronous: bool,
+    /// What the core decided about `synchronous_standby_names`; `None`: nothing since the agent started.
+    pub(super) standby_names: Option<StandbyNames>,
 }
 
 /// How the server is about to run.
@@ -90,7 +94,7 @@ impl Plan {
             cluster_name: &self.scope,
             version,
             known_names: self.known_names.as_deref(),
-            synchronous_names: SynchronousNames::Configured,
+            synchronous_names: self.synchronous_names(),
             control: match way {
                 Way::Primary | Way::RunningPrimary | Way::Restored(_) => None,
                 Way::Standby(_) | Way::AnyStandby => limits,
@@ -155,6 +159,22 @@ impl Plan {
             settings.superuser.username.as_deref(),
             &restored.local_addresses,
         )
+    }
+
+    /// `synchronous_standby_names` as decided. Undecided, the mode alone does not make commits wait for anybody.
+    fn synchronous_names(&self) -> SynchronousNames<'_> {
+        match &self.standby_names {
+            Some(StandbyNames::Configured) => SynchronousNames::Configured,
+            None if !self.synchronous => SynchronousNames::Configured,
+            None => SynchronousNames::Managed {
+                current: None,
+                strict_primary: false,
+            },
+            Some(StandbyNames::Managed(names)) => SynchronousNames::Managed {
+                current: names.as_deref(),
+                strict_primary: false,
+            },
+        }
     }
 
     /// Recovery settings for following `upstream`, and the password file they need.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock;
-use crate::cluster::{CONTRACT_VERSION, Member, Status, wire};
+use crate::cluster::{CONTRACT_VERSION, Member, Status, Tags, wire};
 use crate::dcs::{Document, Expect, Write};
 use crate::ha::Why;
 use crate::ha::observation::{Observation, Position, Process, StoreView};
@@ -83,7 +83,7 @@ impl Agent {
             proxy_url: self.proxy_url.clone(),
             checkpoint_after_promote: local.role != Role::Primary
                 || self.instance.checkpointed_after_promote(),
-            tags: self.tags.clone(),
+            tags: self.member_tags(),
             pending_restart: self.instance.pending_restart(),
             xlog_location: local.position.as_ref().map(Position::lsn),
             replay_lsn: standby.and_then(|(_, replayed, _)| replayed.known()),
@@ -96,6 +96,16 @@ impl Agent {
                 .map(|restart| restart.document.clone()),
             pause: obs.settings.pause,
         }
+    }
+
+    /// My tags; a standby that wants to be released from synchronous duty says so (spec/ha.md §12.8).
+    fn member_tags(&self) -> Tags {
+        let mut tags = self.tags.clone();
+        if self.memory.leaves_synchronous_duty() {
+            tags.nosync = Some(true);
+            tags.sync_priority = Some(0);
+        }
+        tags
     }
 
     async fn touch_member(&mut self, obs: &Observation) {

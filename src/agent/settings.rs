@@ -27,6 +27,7 @@ pub(super) fn core_settings(
         loop_wait: dynamic.loop_wait,
         retry_timeout: dynamic.retry_timeout,
         maximum_lag_on_failover: dynamic.maximum_lag_on_failover,
+        maximum_lag_on_syncnode: dynamic.maximum_lag_on_syncnode,
         primary_start_timeout: dynamic.primary_start_timeout,
         primary_stop_timeout: dynamic.primary_stop_timeout.unwrap_or_default(),
         primary_race_backoff: dynamic.primary_race_backoff,
@@ -150,6 +151,8 @@ impl Agent {
             standby_cluster: self.dynamic.standby_cluster.clone(),
             bootstrap: self.loaded.config.bootstrap.clone(),
             known_names: self.instance.plan().known_names.clone(),
+            synchronous: self.dynamic.synchronous_mode != SynchronousMode::Off,
+            standby_names: self.instance.plan().standby_names.clone(),
         };
         self.instance.set_plan(plan);
     }

@@ -109,6 +109,8 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         standby_cluster: dynamic.standby_cluster.clone(),
         bootstrap: config.bootstrap.clone(),
         known_names: None,
+        synchronous: dynamic.synchronous_mode != config::dynamic::SynchronousMode::Off,
+        standby_names: None,
     };
     let instance = Instance::open(plan).await?;
     let settings =

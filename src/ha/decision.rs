@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::cluster::SyncState;
 use crate::types::{Lsn, MemberName, Moment, SystemId, Timeline};
 
-use super::observation::{Memory, Upstream};
+use super::observation::{Memory, StandbyNames, Upstream};
 
 /// What to do now, and why.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +67,8 @@ pub enum Step {
     Follow(Upstream),
     /// Resume a paused replay, so that PostgreSQL stops itself and is restarted with larger settings.
     ResumeReplay,
+    /// Write `synchronous_standby_names` into the server's files; a running server reloads them. Afterwards look at the server again.
+    SetSynchronousNames(StandbyNames),
     /// Arm the watchdog device.
     ArmWatchdog,
     /// Answer the oldest request: accepted (a job will start) or refused.
@@ -109,6 +112,8 @@ pub enum Write {
     FailoverWithoutLeader,
     /// Rebuild the history document from the local history file.
     History,
+    /// Publish the synchronous state; compare-and-set on the revision in it.
+    Sync(SyncState),
     /// Remove the `sync` document.
     DropSync,
     /// Write `failsafe`.
@@ -442,6 +447,28 @@ pub enum Why {
     /// A primary in a standby cluster.
     BecameStandbyCluster,
 
+    // Synchronous replication.
+    /// The synchronous state begins, or this leader takes it over.
+    EnablingSync,
+    /// Who is synchronous has changed.
+    PublishingSync { quorum: u32, standbys: Vec<MemberName> },
+    /// The last write of the synchronous state was not answered: settle it first.
+    SettlingSync,
+    /// Whom commits wait for changes.
+    AssigningNames { names: Option<String> },
+    /// What is confirmed now may be changed under a lease confirmed now.
+    ConfirmingLease,
+    /// Strict mode and no standby: commits wait.
+    CommitsWait,
+    /// The synchronous state could not be written before the promotion.
+    PromotionPostponed,
+    /// Not a synchronous standby.
+    NotSynchronous,
+    /// Too few of the voters are known not to be ahead.
+    TooFewVotes { votes: u32, needed: u32 },
+    /// A synchronous standby asks to be released before it stops.
+    LeavingSynchronousDuty,
+
     // Switchover.
     /// A request was carried out; it goes.
     RequestDone,
@@ -667,6 +694,29 @@ impl fmt::Display for Why {
             Why::LeadingStandbyCluster { me } => write!(f, "no action. I am ({me}), the standby leader with the lock"),
             Why::WritingHistory => f.write_str("updating the timeline history"),
             Why::DroppingSync => f.write_str("removing the synchronous state: synchronous mode is off"),
+            Why::EnablingSync => f.write_str("Enabled synchronous replication"),
+            Why::PublishingSync { quorum, standbys } => {
+                let names: Vec<&str> = standbys.iter().map(MemberName::as_str).collect();
+                write!(f, "publishing the synchronous standbys: [{}], quorum {quorum}", names.join(", "))
+            }
+            Why::SettlingSync => {
+                f.write_str("publishing the synchronous state again: the store did not say whether the last change happened")
+            }
+            Why::AssigningNames { names: Some(names) } => write!(f, "Assigning synchronous_standby_names to {names}"),
+            Why::AssigningNames { names: None } => f.write_str("Assigning synchronous_standby_names to None"),
+            Why::ConfirmingLease => f.write_str("renewing the lock before synchronous_standby_names is changed"),
+            Why::CommitsWait => f.write_str(
+                "no active replication connections from members and synchronous_mode_strict is requested; commits are delayed",
+            ),
+            Why::PromotionPostponed => {
+                f.write_str("Postponing promotion because synchronous replication state was updated by somebody else")
+            }
+            Why::NotSynchronous => f.write_str("not healthy enough for leader race: not a synchronous standby"),
+            Why::TooFewVotes { votes, needed } => write!(
+                f,
+                "not healthy enough for leader race: {votes} of {needed} voters are known not to be ahead"
+            ),
+            Why::LeavingSynchronousDuty => f.write_str("asking to be released from synchronous duty before stopping"),
             Why::BecameStandbyCluster => f.write_str("demoting to a standby cluster"),
             Why::RequestDone => f.write_str("cleaning up failover key after acquiring leader lock"),
             Why::RequestRefused { because } => write!(f, "cleaning up failover key: {because}"),

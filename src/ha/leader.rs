@@ -5,9 +5,9 @@ use crate::cluster::{Cluster, Initialize};
 use crate::types::{Role, Timeline};
 
 use super::decision::{Job, Step, StopMode, StopPurpose, Why, Write};
-use super::observation::{JobView, Outcome, Position, Process, Synchronous};
+use super::observation::{JobView, Outcome, Position, Process};
 use super::turn::{Choice, Turn, stop};
-use super::{PASS, deadline, standby, switchover};
+use super::{PASS, deadline, standby, switchover, sync};
 
 /// Keeps the record of the lease in step with the snapshot, and renews it.
 pub(super) fn hold(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
@@ -148,7 +148,7 @@ pub(super) fn steady(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline)
     repair(turn, cluster)
         .or_else(|| switchover::on_request(turn, cluster))
         .or_else(|| history(turn, cluster, timeline))
-        .or_else(|| drop_sync(turn, cluster))
+        .or_else(|| sync::keep(turn, cluster))
 }
 
 fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
@@ -170,15 +170,6 @@ fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
         },
     };
     (!current).then_some((Step::Write(Write::History), Why::WritingHistory))
-}
-
-fn drop_sync(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
-    let off = match turn.obs.settings.synchronous {
-        Synchronous::Off => true,
-        Synchronous::Priority { .. } | Synchronous::Quorum { .. } => false,
-    };
-    (off && cluster.sync.leader.is_some() && turn.obs.tried.write.is_none())
-        .then_some((Step::Write(Write::DropSync), Why::DroppingSync))
 }
 
 /// Arms the device once per lease; without a required one this node does not lead.
@@ -236,11 +227,14 @@ pub(super) fn standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     if let Some(choice) = watchdog(turn) {
         return choice;
     }
-    promote(turn)
+    promote(turn, cluster)
 }
 
-/// Starts the promotion.
-pub(super) fn promote(turn: &Turn<'_>) -> (Step, Why) {
+/// Starts the promotion, once commits cannot be acknowledged to fewer than they should.
+pub(super) fn promote(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    if let Some(choice) = sync::before_promotion(turn, cluster) {
+        return choice;
+    }
     debug_assert!(turn.leads && matches!(turn.obs.postgres.process, Process::Up));
     let why = match turn.obs.tried.acquire {
         Some(Outcome::Done) => Why::PromotedByAcquiring,

@@ -66,6 +66,8 @@ pub struct Settings {
     pub retry_timeout: Duration,
     /// Bytes a candidate may lag behind the last published position.
     pub maximum_lag_on_failover: u64,
+    /// Bytes a synchronous standby may lag; `None` = any.
+    pub maximum_lag_on_syncnode: Option<u64>,
     /// How long a crashed primary may try to come back before the lock is given away; zero = at once.
     pub primary_start_timeout: Duration,
     /// Bound of a primary's stop; zero = none.
@@ -165,6 +167,8 @@ pub struct Tried {
     pub hand_over: Option<Outcome>,
     /// Outcome of a release in this turn.
     pub release: Option<Outcome>,
+    /// Outcome of a change of `synchronous_standby_names` in this turn: `Done` = seen in force, `Unknown` = written, not seen yet.
+    pub names: Option<Outcome>,
     /// Steps carried out in this turn so far.
     pub steps: u32,
 }
@@ -203,6 +207,70 @@ pub struct Local {
     pub divergence: Divergence,
     /// Replay is paused because `max_*` settings are below the primary's.
     pub replay_paused: bool,
+    /// Who decides `synchronous_standby_names` in the files here; `None` = nobody has since the agent started.
+    pub standby_names: Option<StandbyNames>,
+    /// What the running server says of synchronous replication.
+    pub replication: Option<Replication>,
+}
+
+/// Who decides `synchronous_standby_names`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StandbyNames {
+    /// The user's configuration.
+    Configured,
+    /// The core: this value; `None` = unset.
+    Managed(Option<String>),
+}
+
+/// Synchronous replication as the running server has it (spec/ha.md §12.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replication {
+    /// When it was asked.
+    pub at: Moment,
+    /// `synchronous_standby_names` in force.
+    pub names: String,
+    /// What a commit waits for, by `synchronous_commit`.
+    pub acknowledged: Acknowledged,
+    /// Who is connected.
+    pub standbys: Vec<Connection>,
+}
+
+/// What the standby must have done with a commit before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledged {
+    /// `remote_write`.
+    Written,
+    /// Everything else.
+    Flushed,
+    /// `remote_apply`.
+    Replayed,
+}
+
+/// A standby's connection (a row of `pg_stat_replication`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// Its application_name.
+    pub name: String,
+    /// It streams (is not catching up or taking a backup).
+    pub streaming: bool,
+    /// What it is to commits.
+    pub standing: Standing,
+    /// Written there.
+    pub written: Option<Lsn>,
+    /// Flushed there.
+    pub flushed: Option<Lsn>,
+    /// Replayed there.
+    pub replayed: Option<Lsn>,
+}
+
+/// `sync_state`, in ascending order of its text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "PostgreSQL's own names")]
+pub enum Standing {
+    Async,
+    Potential,
+    Quorum,
+    Sync,
 }
 
 /// The data directory.
@@ -498,8 +566,37 @@ pub struct Memory {
     pub(super) followed: Option<(Upstream, Moment)>,
     /// Replay was resumed since it was last seen running.
     pub(super) replay_resumed: bool,
+    /// `synchronous_standby_names` as this primary has it in force, and what was acknowledged before.
+    pub(super) in_force: Option<InForce>,
+    /// A write of `sync` based on this revision was sent in this turn.
+    pub(super) sync_sent: Option<Option<crate::types::Revision>>,
+    /// A write of `sync` based on this revision was not answered then: it may still happen.
+    pub(super) sync_doubt: Option<(Option<crate::types::Revision>, Moment)>,
+    /// Since when this standby asks to be released from synchronous duty before it stops.
+    pub(super) leaving: Option<Moment>,
     /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.
     pub promised: Option<Timeline>,
+}
+
+impl Memory {
+    /// This standby is about to stop and asks not to be synchronous: its member document says `nosync` (spec/ha.md §12.8).
+    #[must_use]
+    pub fn leaves_synchronous_duty(&self) -> bool {
+        self.leaving.is_some()
+    }
+}
+
+/// The value of `synchronous_standby_names` in force on this primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct InForce {
+    /// The value.
+    pub(super) names: String,
+    /// Since when it has been seen.
+    pub(super) since: Moment,
+    /// The primary's position once every backend must have taken it up: a standby that has this has everything acknowledged before.
+    pub(super) reference: Option<Lsn>,
+    /// Since when this server has been seen as a primary.
+    pub(super) primary_since: Moment,
 }
 
 /// How far this node's creation of a new cluster has come.

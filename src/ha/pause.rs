@@ -84,7 +84,7 @@ fn standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
                 | Role::Demoted
                     if named =>
                 {
-                    leader::promote(turn)
+                    leader::promote(turn, cluster)
                 }
                 Role::Uninitialized
                 | Role::Replica

@@ -11,6 +11,7 @@ use super::PASS;
 use super::decision::{Asked, Step, Why};
 use super::observation::{Outcome, PeerAnswer, Position};
 use super::standby;
+use super::sync;
 use super::switchover::in_force;
 use super::turn::{Choice, Turn, limitation};
 
@@ -127,8 +128,17 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         return Some((Step::Rest, why));
     }
     let request = in_force(turn, cluster);
-    if request.is_some_and(|request| request.candidate.as_ref() == Some(&obs.me)) {
+    let electorate = sync::electorate(turn, cluster);
+    let planned = request.is_some_and(|request| request.leader.is_some());
+    // A planned candidate too: its leader may have died before it made sure of the candidate.
+    let barred = electorate.is_some_and(|electorate| !electorate.may_stand(&obs.me));
+    if request.is_some_and(|request| request.candidate.as_ref() == Some(&obs.me))
+        && !(planned && electorate.is_some())
+    {
         return Some((Step::Acquire, Why::RacingAsCandidate));
+    }
+    if barred {
+        return Some((Step::Rest, Why::NotSynchronous));
     }
     if obs.settings.watchdog_required && !obs.watchdog.usable {
         return Some((Step::Rest, Why::WatchdogUnusable));
@@ -178,6 +188,7 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
 /// Everybody of the last time when there was a leader, and everybody who is there now.
 fn voters(turn: &Turn<'_>, cluster: &Cluster, request: Option<&FailoverRequest>) -> Vec<Asked> {
     let mut voters: Vec<Asked> = Vec::new();
+    let electorate = sync::electorate(turn, cluster);
     let absent = turn
         .memory
         .last_led
@@ -192,8 +203,10 @@ fn voters(turn: &Turn<'_>, cluster: &Cluster, request: Option<&FailoverRequest>)
         let led = turn.memory.last_leader.as_ref() == Some(&member.name);
         let candidate =
             request.is_some_and(|request| request.candidate.as_ref() == Some(&member.name));
-        // One that never leads does not vote either; but the last leader is asked whether it is still a primary.
-        if !member.tags.never_leads() || led || candidate {
+        // One that never leads does not vote either, unless it holds what was acknowledged; but the last leader is asked whether it is
+        // still a primary.
+        let votes = electorate.is_some_and(|electorate| electorate.includes(&member.name));
+        if !member.tags.never_leads() || led || candidate || votes {
             let asked = turn.asked(member, alive);
             voters.extend(asked.map(|asked| Asked {
                 // Its leader key is gone, so it is most likely dead or frozen, although its member key may live a moment longer.
@@ -262,6 +275,11 @@ fn objection(
     let (mine, my_priority) = (turn.my_lsn(), turn.obs.tags.leader_priority());
     if let Some((peer, _)) = answers.iter().find(|(_, answer)| !answer.in_recovery) {
         return Some(Why::PrimaryAlive { peer: peer.clone() });
+    }
+    if let Some(electorate) = sync::electorate(turn, cluster) {
+        return electorate.objection(turn, answers, |answer| {
+            ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine))
+        });
     }
     for (peer, answer) in answers
         .iter()

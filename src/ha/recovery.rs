@@ -9,7 +9,7 @@ use crate::types::{MemberName, Moment, Role, SystemId, Timeline};
 use super::decision::{Job, ReplaceReason, Step, StopMode, StopPurpose, Why};
 use super::observation::{ControlState, Directory, Divergence, Process, Upstream};
 use super::turn::{Choice, Turn, as_upstream, named, stop};
-use super::{PASS, standby, switchover};
+use super::{PASS, standby, switchover, sync};
 
 /// After a start or a comparison failed it is tried again so much later, if nothing else happens.
 const TRY_AGAIN_MILLIS: u64 = 1000;
@@ -187,6 +187,9 @@ fn down_leading(turn: &mut Turn<'_>, cluster: &Cluster, crashed: bool) -> (Step,
                 }
                 Ok(_) => {}
             }
+        }
+        if let Some(choice) = sync::before_start(turn, cluster) {
+            return choice;
         }
         let timeout = if timeout.is_zero() {
             turn.obs.settings.ttl

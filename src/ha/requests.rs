@@ -45,6 +45,10 @@ fn judge(turn: &Turn<'_>, cluster: &Cluster, request: &Request) -> Result<(), Re
 fn begin(turn: &mut Turn<'_>, cluster: &Cluster, request: &Request) -> Choice {
     match request {
         Request::Restart { timeout } => {
+            if let Some(choice) = super::sync::leave(turn, cluster) {
+                return Some(choice);
+            }
+            turn.memory.leaving = None;
             turn.memory.accepted = None;
             let timeout = timeout.unwrap_or(turn.obs.settings.primary_start_timeout);
             Some((Step::Start(Job::Restart { timeout }), Why::Restarting))

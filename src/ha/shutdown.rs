@@ -66,6 +66,9 @@ pub(super) fn shut_down(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         }
         Bootstrap::None | Bootstrap::Claiming | Bootstrap::InDoubt(_) | Bootstrap::Ready => {}
     }
+    if let Some(choice) = super::sync::leave(turn, cluster) {
+        return Some(choice);
+    }
     Some(match turn.obs.postgres.process {
         Process::Up | Process::Starting { .. } => (
             stop(StopMode::Fast, StopPurpose::Shutdown),

@@ -173,6 +173,9 @@ pub(super) fn after_stop(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             Why::SwitchoverAbandoned { at },
         ));
     }
+    if let Some(choice) = super::sync::before_start(turn, cluster) {
+        return Some(choice);
+    }
     turn.memory.switching = false;
     let timeout = turn.obs.settings.primary_start_timeout;
     Some((

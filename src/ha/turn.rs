@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cluster::{Cluster, Member};
 use crate::types::{Lsn, MemberName, Moment, Timeline};
 
-use super::deadline;
+use super::{deadline, sync};
 use super::decision::{Asked, Decision, Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{
     Control, ControlState, Directory, JobEnd, JobView, Memory, Observation, Outcome, PeerAnswer,
@@ -74,6 +74,7 @@ impl<'a> Turn<'a> {
             Process::Up => self.remember_running(),
             Process::Starting { .. } => {}
             Process::Down { .. } => {
+                self.memory.in_force = None;
                 if let Some(control) = self.control()
                     && !self.memory.fresh
                     && self.was_primary_by_control()
@@ -100,7 +101,10 @@ impl<'a> Turn<'a> {
                 memory.switching =
                     matches!(self.obs.job, JobView::Running { .. }) && memory.switching;
             }
-            Some(Position::Standby { .. }) => memory.switching = false,
+            Some(Position::Standby { .. }) => {
+                memory.switching = false;
+                memory.in_force = None;
+            }
         }
         memory.fresh = false;
         memory.crash_recovery_done = false;
@@ -249,7 +253,8 @@ impl<'a> Turn<'a> {
         Some(answers)
     }
 
-    /// Who could take over now (spec/ha.md §6.6): `Err` = ask first. With `at`: only those who have received everything up to it.
+    /// Who could take over now (spec/ha.md §6.6): `Err` = ask first. With `at`: only those who have received everything up to it. While
+    /// the synchronous state is published only those whom it allows, unless a manual failover names somebody.
     pub(super) fn able_to_lead(
         &self,
         cluster: &Cluster,
@@ -270,11 +275,19 @@ impl<'a> Turn<'a> {
                     .timeline()
                     .is_some_and(|timeline| answer.timeline < Some(timeline))
         };
-        Ok(answers
+        let able = answers
             .into_iter()
             .filter(|(_, answer)| answer.in_recovery && limitation(answer).is_none())
             .filter(|(_, answer)| answer.lsn >= needed && !behind(answer))
-            .collect())
+            .collect();
+        let request = cluster.failover.as_ref();
+        Ok(match sync::electorate(self, cluster) {
+            Some(electorate) if request.is_none_or(|request| request.leader.is_some()) => {
+                let named = request.is_some_and(|request| request.candidate.is_some());
+                electorate.successors(able, named)
+            }
+            Some(_) | None => able,
+        })
     }
 
     /// The time at which PostgreSQL must be down; `None` without a lease.

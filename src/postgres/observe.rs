@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::Settings;
 use super::sql::{Session, SqlError, Target};
 use crate::node::{PgTimestamp, PostgresStatus, Walsender, Xlog};
-use crate::types::{Lsn, PgVersion, ReplicationState, Timeline};
+use crate::clock;
+use crate::types::{Lsn, Moment, PgVersion, ReplicationState, Timeline};
 
 /// What a sample shall contain beyond the positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,6 +20,8 @@ pub struct Wants {
 /// The server at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
+    /// When it was asked for.
+    pub at: Moment,
     /// `server_version_num`.
     pub version: PgVersion,
     /// When the postmaster started: tells one postmaster from the next.
@@ -326,17 +329,19 @@ fn statement(version: PgVersion, wants: Wants) -> String {
 }
 
 async fn sample(session: &Session, version: PgVersion, wants: Wants) -> Result<Sample, SqlError> {
+    let at = clock::now();
     let rows = session.simple(&statement(version, wants)).await?;
     let row = rows.into_iter().next().unwrap_or_default();
-    understand(version, &row)
+    understand(at, version, &row)
         .ok_or_else(|| SqlError::Unexpected(format!("monitoring query: {row:?}")))
 }
 
-fn understand(version: PgVersion, row: &[Option<String>]) -> Option<Sample> {
+fn understand(at: Moment, version: PgVersion, row: &[Option<String>]) -> Option<Sample> {
     let text = |n: usize| row.get(n).and_then(Option::as_deref);
     let lsn = |n| text(n).and_then(|t| t.parse().ok()).unwrap_or(Lsn::ZERO);
     let rows = |n| -> Option<Vec<Map<String, Value>>> { serde_json::from_str(text(n)?).ok() };
     Some(Sample {
+        at,
         version,
         postmaster_start_time: PgTimestamp(text(1)?.parse().ok()?),
         in_recovery: text(0)? == "t",
@@ -460,7 +465,7 @@ mod tests {
             Some("[]"),
             None,
         ];
-        let sample = understand(PgVersion(170_002), &row(values)).unwrap();
+        let sample = understand(Moment(std::time::Duration::ZERO), PgVersion(170_002), &row(values)).unwrap();
         assert_eq!(sample.timeline(), Some(Timeline(3)));
         assert_eq!(sample.received_effectively(), Lsn(0x300_0200));
         assert_eq!(
@@ -491,7 +496,7 @@ mod tests {
             Some("[]"),
             Some("[]"),
         ];
-        let mut sample = understand(PgVersion(150_000), &row(values)).unwrap();
+        let mut sample = understand(Moment(std::time::Duration::ZERO), PgVersion(150_000), &row(values)).unwrap();
         assert_eq!(sample.receiver, None);
         assert_eq!(
             (sample.timeline(), sample.checkpoint_timeline),

@@ -451,7 +451,10 @@ pub enum Why {
     /// The synchronous state begins, or this leader takes it over.
     EnablingSync,
     /// Who is synchronous has changed.
-    PublishingSync { quorum: u32, standbys: Vec<MemberName> },
+    PublishingSync {
+        quorum: u32,
+        standbys: Vec<MemberName>,
+    },
     /// The last write of the synchronous state was not answered: settle it first.
     SettlingSync,
     /// Whom commits wait for changes.

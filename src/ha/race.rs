@@ -11,8 +11,8 @@ use super::PASS;
 use super::decision::{Asked, Step, Why};
 use super::observation::{Outcome, PeerAnswer, Position};
 use super::standby;
-use super::sync;
 use super::switchover::in_force;
+use super::sync;
 use super::turn::{Choice, Turn, limitation};
 
 /// How long the election waits for the last leader.

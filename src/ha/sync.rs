@@ -19,7 +19,9 @@ use crate::types::{Lsn, MemberName, PgState, PgVersion};
 
 use super::PASS;
 use super::decision::{Step, Why, Write};
-use super::observation::{InForce, Outcome, Position, Replication, StandbyNames, Standing, Synchronous};
+use super::observation::{
+    InForce, Outcome, Position, Replication, StandbyNames, Standing, Synchronous,
+};
 use super::turn::{Choice, Turn};
 use candidates::Candidate;
 pub(super) use election::electorate;
@@ -73,9 +75,10 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     else {
         return PASS;
     };
+    let fresh = turn.memory.in_force.is_none();
     let in_force = observe_names(turn, replication, *lsn);
     turn.wake_in(LOOK_AGAIN_MILLIS);
-    let doubt = in_doubt(turn, cluster);
+    let doubt = in_doubt(turn, cluster, fresh);
     if turn.writes_fail() {
         return PASS;
     }
@@ -122,15 +125,28 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         Change::Require { needed, listed } => {
             require(turn, replication, text(turn, mode.style, needed, &listed))
         }
-        Change::Wait if situation.active.is_empty() && mode.strict => Some((Step::Rest, Why::CommitsWait)),
+        Change::Wait if situation.active.is_empty() && mode.strict => {
+            Some((Step::Rest, Why::CommitsWait))
+        }
         Change::Wait => {
-            turn.wake_in(if in_force.reference.is_none() { 50 } else { 200 });
+            turn.wake_in(if in_force.reference.is_none() {
+                50
+            } else {
+                200
+            });
             PASS
         }
         Change::Settled => {
             let method = names.map(|names| names.method);
-            let settled = text(turn, mode.style, situation.state.needed, &situation.state.listed);
-            if method.is_none() || method == names::parse(settled.as_deref().unwrap_or("")).map(|n| n.method) {
+            let settled = text(
+                turn,
+                mode.style,
+                situation.state.needed,
+                &situation.state.listed,
+            );
+            if method.is_none()
+                || method == names::parse(settled.as_deref().unwrap_or("")).map(|n| n.method)
+            {
                 return PASS;
             }
             require(turn, replication, settled)
@@ -141,7 +157,11 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
 /// Keeps track of the value in force and of what was acknowledged before it.
 fn observe_names(turn: &mut Turn<'_>, replication: &Replication, lsn: Lsn) -> InForce {
     let at = replication.at;
-    let primary_since = turn.memory.in_force.as_ref().map_or(at, |known| known.primary_since);
+    let primary_since = turn
+        .memory
+        .in_force
+        .as_ref()
+        .map_or(at, |known| known.primary_since);
     let mut in_force = turn
         .memory
         .in_force
@@ -301,8 +321,12 @@ fn is_lease_confirmed(turn: &Turn<'_>) -> bool {
 }
 
 /// A write of `sync` that was not answered may still happen, as long as nothing else has changed the revision it was based on. Until
-/// then nothing is taken off the list that it might publish.
-fn in_doubt(turn: &mut Turn<'_>, cluster: &Cluster) -> bool {
+/// then nothing is taken off the list that it might publish. `fresh`: nothing is known of earlier writes, this agent may have been
+/// restarted in the middle of one.
+fn in_doubt(turn: &mut Turn<'_>, cluster: &Cluster, fresh: bool) -> bool {
+    if fresh && turn.memory.sync_sent.is_none() {
+        turn.memory.sync_doubt = Some((cluster.sync.revision, turn.obs.now));
+    }
     if let Some(based_on) = turn.memory.sync_sent.take() {
         match turn.obs.tried.write {
             Some(Outcome::Unknown) | None => {
@@ -351,25 +375,27 @@ pub(super) fn before_promotion(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice
         };
     };
     let me = Node::from(&turn.obs.me);
+    // A state that quorum mode has left behind keeps its quorum: not every voter of it has everything.
+    let (quorum, others) = match mode.style {
+        Style::Priority if !mode.strict => (0, Nodes::new()),
+        Style::Priority | Style::Quorum => (cluster.sync.quorum, others(turn, cluster, &me)),
+    };
+    let begun = mode.style == Style::Priority || cluster.sync.leader.is_some();
+    let quorum = usize::try_from(quorum).unwrap_or(usize::MAX / 4);
+    let wanted = document(turn, cluster, quorum, &others);
+    // Upstream leaves a quorum's document alone until after the promotion; then the old leader, which needs no votes, could take over
+    // again without what this one has acknowledged. Written even if it says so already: an earlier write may still be on its way.
+    if begun && (wanted != cluster.sync || turn.memory.sync_sent.is_none()) {
+        return Some(match turn.obs.tried.write {
+            None | Some(Outcome::Done) => publish(turn, cluster, quorum, &others),
+            Some(Outcome::Refused | Outcome::Unknown) => {
+                turn.wake_in(LOOK_AGAIN_MILLIS);
+                (Step::Rest, Why::PromotionPostponed)
+            }
+        });
+    }
     let names = match mode.style {
         Style::Priority => {
-            // A state that quorum mode has left behind keeps its quorum: not every voter of it has everything.
-            let (quorum, others) = if mode.strict {
-                (cluster.sync.quorum, others(turn, cluster, &me))
-            } else {
-                (0, Nodes::new())
-            };
-            let quorum = usize::try_from(quorum).unwrap_or(usize::MAX);
-            let wanted = document(turn, cluster, quorum, &others);
-            if wanted != cluster.sync {
-                return Some(match turn.obs.tried.write {
-                    None | Some(Outcome::Done) => publish(turn, cluster, quorum, &others),
-                    Some(Outcome::Refused | Outcome::Unknown) => {
-                        turn.wake_in(LOOK_AGAIN_MILLIS);
-                        (Step::Rest, Why::PromotionPostponed)
-                    }
-                });
-            }
             let needed = if mode.strict { others.len().max(1) } else { 0 };
             text(turn, mode.style, needed, &others)
         }
@@ -446,7 +472,10 @@ fn covering(turn: &Turn<'_>, cluster: &Cluster, mode: &Mode) -> Option<String> {
     all.insert(me.clone());
     others.remove(&me);
     let quorum = usize::try_from(cluster.sync.quorum).unwrap_or(usize::MAX / 4);
-    let needed = all.len().saturating_sub(quorum + 1).max(usize::from(mode.strict));
+    let needed = all
+        .len()
+        .saturating_sub(quorum + 1)
+        .max(usize::from(mode.strict));
     text(turn, mode.style, needed, &others)
 }
 
@@ -455,7 +484,11 @@ pub(super) fn leave(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let obs = turn.obs;
     let listed = obs.settings.synchronous != Synchronous::Off
         && !obs.tags.never_sync()
-        && cluster.sync.standbys.iter().any(|name| name.matches(&obs.me));
+        && cluster
+            .sync
+            .standbys
+            .iter()
+            .any(|name| name.matches(&obs.me));
     let led = cluster.leader.as_ref().is_some_and(|leader| {
         leader.name != obs.me && cluster.sync.leader.as_ref() == Some(&leader.name)
     });

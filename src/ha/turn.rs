@@ -5,12 +5,12 @@ use std::time::Duration;
 use crate::cluster::{Cluster, Member};
 use crate::types::{Lsn, MemberName, Moment, Timeline};
 
-use super::{deadline, sync};
 use super::decision::{Asked, Decision, Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{
     Control, ControlState, Directory, JobEnd, JobView, Memory, Observation, Outcome, PeerAnswer,
     Position, Process, Upstream,
 };
+use super::{deadline, sync};
 
 /// What a concern says: the step and its reason, or nothing.
 pub(super) type Choice = Option<(Step, Why)>;
@@ -66,6 +66,7 @@ impl<'a> Turn<'a> {
         }
         if self.obs.lease.is_none() {
             self.memory.watchdog_tried = false;
+            self.memory.sync_sent = None;
         }
         if !self.obs.postgres.replay_paused {
             self.memory.replay_resumed = false;

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::Settings;
 use super::sql::{Session, SqlError, Target};
-use crate::node::{PgTimestamp, PostgresStatus, Walsender, Xlog};
 use crate::clock;
+use crate::node::{PgTimestamp, PostgresStatus, Walsender, Xlog};
 use crate::types::{Lsn, Moment, PgVersion, ReplicationState, Timeline};
 
 /// What a sample shall contain beyond the positions.
@@ -465,7 +465,12 @@ mod tests {
             Some("[]"),
             None,
         ];
-        let sample = understand(Moment(std::time::Duration::ZERO), PgVersion(170_002), &row(values)).unwrap();
+        let sample = understand(
+            Moment(std::time::Duration::ZERO),
+            PgVersion(170_002),
+            &row(values),
+        )
+        .unwrap();
         assert_eq!(sample.timeline(), Some(Timeline(3)));
         assert_eq!(sample.received_effectively(), Lsn(0x300_0200));
         assert_eq!(

@@ -78,9 +78,12 @@ impl Electorate<'_> {
                 behind = true;
             } else if answer.lsn > Lsn::ZERO {
                 let equal = answer.lsn == turn.my_lsn();
-                let preferred =
-                    turn.obs.tags.leader_priority() < answer.tags.leader_priority();
-                if eligible && equal && preferred && !former && turn.memory.last_leader.as_ref() != Some(peer)
+                let preferred = turn.obs.tags.leader_priority() < answer.tags.leader_priority();
+                if eligible
+                    && equal
+                    && preferred
+                    && !former
+                    && turn.memory.last_leader.as_ref() != Some(peer)
                 {
                     return Some(Why::PeerPreferred { peer: peer.clone() });
                 }

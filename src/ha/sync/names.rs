@@ -40,12 +40,9 @@ pub(in crate::ha) fn parse(text: &str) -> Option<Names> {
         all => (Method::First, all),
     };
     let (count, list) = match rest {
-        [
-            Token::Word(count),
-            Token::Open,
-            list @ ..,
-            Token::Close,
-        ] if is_number(count) => (count.parse().ok()?, list),
+        [Token::Word(count), Token::Open, list @ .., Token::Close] if is_number(count) => {
+            (count.parse().ok()?, list)
+        }
         list => (1, list),
     };
     let mut names = Vec::new();
@@ -203,7 +200,10 @@ mod tests {
             Some("ANY 1 (\"n-1\")")
         );
         assert_eq!(text(&two(Method::Any), now).as_deref(), Some("ANY 2 (a,b)"));
-        assert_eq!(text(&two(Method::Any), nine_six).as_deref(), Some("2 (a,b)"));
+        assert_eq!(
+            text(&two(Method::Any), nine_six).as_deref(),
+            Some("2 (a,b)")
+        );
         assert_eq!(text(&two(Method::First), old).as_deref(), Some("a"));
         assert_eq!(text(&names(Method::Any, 1, &[]), now), None);
         assert_eq!(
@@ -223,7 +223,10 @@ mod tests {
                 let mut sorted = wanted.names.clone();
                 read.names.sort();
                 sorted.sort();
-                assert_eq!((read.count, read.method, read.names), (count, method, sorted));
+                assert_eq!(
+                    (read.count, read.method, read.names),
+                    (count, method, sorted)
+                );
             }
         }
     }

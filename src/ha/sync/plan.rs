@@ -240,7 +240,8 @@ fn tighten(state: &State, wanted: usize, active: &Nodes) -> Change {
         .cloned()
         .collect();
     let added = voters.difference(&state.voters).count();
-    let quorum = (voters.len() - wanted.min(state.needed).min(voters.len())).max(state.quorum + added);
+    let quorum =
+        (voters.len() - wanted.min(state.needed).min(voters.len())).max(state.quorum + added);
     if quorum < voters.len() && state.with_published(quorum, voters.clone()).holds() {
         publish(quorum, voters)
     } else {

@@ -222,17 +222,17 @@ impl Instance {
     /// Takes a decision about `synchronous_standby_names` into the plan, and into the files of a running server. Returns the value
     /// that is to be in force.
     pub(super) fn set_standby_names(&mut self, names: StandbyNames) -> anyhow::Result<String> {
+        let settled = self.applied.as_ref() == Some(&self.plan);
         Arc::make_mut(&mut self.plan).standby_names = Some(names);
         let limits = self.control.as_ref().map(|control| control.limits);
-        let upstream = self.follows.clone().unwrap_or(Upstream::Nobody);
         let standby = self
             .sample
             .as_ref()
             .is_some_and(|sample| sample.in_recovery);
-        let way = if standby {
-            Way::Standby(&upstream)
-        } else {
-            Way::Primary
+        let way = match (&self.follows, standby) {
+            (_, false) => Way::Primary,
+            (Some(upstream), true) => Way::Standby(upstream),
+            (None, true) => Way::AnyStandby,
         };
         let layout = self.plan.layout(self.version(), &way, limits);
         let value = layout
@@ -244,6 +244,9 @@ impl Instance {
         if self.sample.is_some() && self.postmaster.is_some() {
             write::write(&self.plan.effective.settings, &layout.wanted)?;
             self.reload()?;
+            if settled {
+                self.applied = Some(Arc::clone(&self.plan));
+            }
         }
         Ok(value)
     }

@@ -703,7 +703,7 @@ impl fmt::Display for Why {
                 write!(f, "publishing the synchronous standbys: [{}], quorum {quorum}", names.join(", "))
             }
             Why::SettlingSync => {
-                f.write_str("publishing the synchronous state again: the store did not say whether the last change happened")
+                f.write_str("publishing the synchronous state once more: an earlier change of it may still be on its way")
             }
             Why::AssigningNames { names: Some(names) } => write!(f, "Assigning synchronous_standby_names to {names}"),
             Why::AssigningNames { names: None } => f.write_str("Assigning synchronous_standby_names to None"),

@@ -86,11 +86,6 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let Some(leader) = cluster.sync.leader.as_ref().map(Node::from) else {
         return Some(publish(turn, cluster, 0, &Nodes::new()));
     };
-    if doubt {
-        let again = cluster.sync.clone();
-        turn.memory.sync_sent = Some(again.revision);
-        return Some((Step::Write(Write::Sync(again)), Why::SettlingSync));
-    }
     let names = names::parse(&replication.names);
     let found = candidates::candidates(
         &obs.me,
@@ -122,6 +117,11 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     };
     match plan::next(&situation) {
         Change::Publish { quorum, voters } => Some(publish(turn, cluster, quorum, &voters)),
+        Change::Require { .. } | Change::Wait | Change::Settled if doubt => {
+            let again = cluster.sync.clone();
+            turn.memory.sync_sent = Some(again.revision);
+            Some((Step::Write(Write::Sync(again)), Why::SettlingSync))
+        }
         Change::Require { needed, listed } => {
             require(turn, replication, text(turn, mode.style, needed, &listed))
         }

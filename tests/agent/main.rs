@@ -13,4 +13,5 @@ mod cluster;
 mod failures;
 mod operations;
 mod shutdown;
+mod synchronous;
 mod writer;

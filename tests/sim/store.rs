@@ -290,6 +290,8 @@ impl Store {
                 self.cluster.history = Some(History { entries });
                 true
             }
+            // These clusters are asynchronous.
+            Write::Sync(_) => false,
             Write::DropSync | Write::Failsafe => true,
         }
     }

@@ -1273,6 +1273,7 @@ impl World {
                 | Step::CancelJob
                 | Step::Follow(_)
                 | Step::ResumeReplay
+                | Step::SetSynchronousNames(_)
                 | Step::ArmWatchdog
                 | Step::Answer { .. }
                 | Step::Exit { .. } => {}
@@ -1340,6 +1341,8 @@ impl World {
                 },
                 divergence: agent.divergence.clone(),
                 replay_paused: false,
+                standby_names: None,
+                replication: None,
             },
             job: agent.job_view(),
             peers: None,
@@ -1358,6 +1361,7 @@ impl World {
             loop_wait: LOOP_WAIT,
             retry_timeout: RETRY,
             maximum_lag_on_failover: 1_048_576,
+            maximum_lag_on_syncnode: None,
             primary_start_timeout: Duration::from_secs(6),
             primary_stop_timeout: Duration::ZERO,
             primary_race_backoff: Duration::ZERO,
@@ -1503,7 +1507,7 @@ impl World {
                 }
                 return true;
             }
-            Step::ResumeReplay | Step::ArmWatchdog => return true,
+            Step::ResumeReplay | Step::ArmWatchdog | Step::SetSynchronousNames(_) => return true,
             Step::Answer { .. } => {
                 if let Some(agent) = self.nodes[node].agent.as_mut() {
                     agent.requests.remove(0);
@@ -1824,6 +1828,7 @@ fn brief(step: &Step) -> String {
         | Step::CancelJob
         | Step::Follow(_)
         | Step::ResumeReplay
+        | Step::SetSynchronousNames(_)
         | Step::ArmWatchdog
         | Step::Answer { .. }
         | Step::Exit { .. } => format!("{step:?}"),

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use howdah::cluster::{
     Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member,
-    Schedule, Tags,
+    Schedule, SyncState, Tags,
 };
 use howdah::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
 use howdah::ha::observation::{
-    Control, ControlState, Directory, Divergence, JobEnd, JobView, LeaseView, Local, Observation,
-    Outcome, Peer, PeerAnswer, Position, Process, Request, Settings, StoreView, Synchronous, Tried,
-    Upstream, WatchdogView,
+    Acknowledged, Connection, Control, ControlState, Directory, Divergence, JobEnd, JobView,
+    LeaseView, Local, Observation, Outcome, Peer, PeerAnswer, Position, Process, Replication,
+    Request, Settings, StandbyNames, Standing, StoreView, Synchronous, Tried, Upstream,
+    WatchdogView,
 };
 use howdah::types::{
     Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Revision, Role, SystemId,
@@ -125,6 +126,7 @@ impl Picture {
                 loop_wait: Duration::from_secs(10),
                 retry_timeout: Duration::from_secs(10),
                 maximum_lag_on_failover: 1000,
+                maximum_lag_on_syncnode: None,
                 primary_start_timeout: Duration::from_secs(300),
                 primary_stop_timeout: Duration::ZERO,
                 primary_race_backoff: Duration::ZERO,
@@ -172,6 +174,8 @@ impl Picture {
                 follows: Some(upstream("b")),
                 divergence: Divergence::Unchecked,
                 replay_paused: false,
+                standby_names: None,
+                replication: None,
             },
             job: JobView::Idle,
             peers: None,
@@ -235,7 +239,9 @@ impl Picture {
                 }
             }
             "config" => self.cluster.config = None,
-            "sync" => self.cluster.sync.leader = Some(name("b")),
+            "sync" => self.published(rest)?,
+            "names" => self.names(rest),
+            "standby" => self.standby(rest)?,
             "optime" => self.cluster.status.optime = Lsn(number(rest.first().ok_or("where?")?)?),
             "request" => self.failover(rest)?,
             "asked" => {
@@ -542,6 +548,7 @@ impl Picture {
                 "write" => tried.write = outcome,
                 "release" => tried.release = outcome,
                 "hand-over" => tried.hand_over = outcome,
+                "names" => tried.names = outcome,
                 other => return Err(format!("tried {other}?")),
             }
         }
@@ -566,8 +573,86 @@ impl Picture {
             ["backoff", time] => settings.primary_race_backoff = secs(time)?,
             ["start-timeout", time] => settings.primary_start_timeout = secs(time)?,
             ["no-hand-over"] => settings.hand_over = false,
+            ["synchronous", mode, how @ ..] => {
+                let strict = how.contains(&"strict");
+                settings.synchronous = match *mode {
+                    "off" => Synchronous::Off,
+                    "quorum" => Synchronous::Quorum { strict, count: 1 },
+                    _ => Synchronous::Priority { strict, count: 1 },
+                };
+            }
             _ => return Err("which setting?".to_owned()),
         }
+        Ok(())
+    }
+
+    /// "sync of b", "sync of a b,c quorum 1": the published state; every line a new revision.
+    fn published(&mut self, rest: &[&str]) -> Change {
+        let sync = &mut self.cluster.sync;
+        let revision = sync.revision.map_or(1, |revision| revision.0 + 1);
+        let quorum = rest.iter().position(|word| *word == "quorum");
+        *sync = SyncState {
+            revision: Some(Revision(revision)),
+            leader: rest.get(1).map(|who| name(who)),
+            quorum: match quorum.and_then(|at| rest.get(at + 1)) {
+                Some(text) => u32::try_from(number(text)?).map_err(|error| error.to_string())?,
+                None => 0,
+            },
+            standbys: rest
+                .get(2)
+                .filter(|_| quorum != Some(2))
+                .map(|names| names.split(',').map(name).collect())
+                .unwrap_or_default(),
+        };
+        Ok(())
+    }
+
+    /// "names ANY 1 (b,c)": synchronous_standby_names in force, set by the core, seen now.
+    fn names(&mut self, rest: &[&str]) {
+        let names = rest.join(" ");
+        let postgres = &mut self.obs.postgres;
+        postgres.standby_names = Some(StandbyNames::Managed(
+            (!names.is_empty()).then(|| names.clone()),
+        ));
+        let standbys = postgres
+            .replication
+            .take()
+            .map_or_else(Vec::new, |replication| replication.standbys);
+        postgres.replication = Some(Replication {
+            at: self.obs.now,
+            names,
+            acknowledged: Acknowledged::Flushed,
+            standbys,
+        });
+    }
+
+    /// "standby c sync at 1000", "standby c gone".
+    fn standby(&mut self, rest: &[&str]) -> Change {
+        let replication = self
+            .obs
+            .postgres
+            .replication
+            .as_mut()
+            .ok_or("names first")?;
+        let who = rest.first().ok_or("which standby?")?;
+        replication.standbys.retain(|standby| standby.name != *who);
+        let [_, standing, "at", lsn] = rest else {
+            return Ok(());
+        };
+        let lsn = Some(Lsn(number(lsn)?));
+        replication.standbys.push(Connection {
+            name: (*who).to_owned(),
+            streaming: true,
+            standing: match *standing {
+                "sync" => Standing::Sync,
+                "quorum" => Standing::Quorum,
+                "potential" => Standing::Potential,
+                _ => Standing::Async,
+            },
+            written: lsn,
+            flushed: lsn,
+            replayed: lsn,
+        });
         Ok(())
     }
 

@@ -1044,11 +1044,6 @@ fn a_primary_is_started_again_with_what_goes_with_the_published_state() {
     );
 }
 
-#[test]
-fn the_placeholder_is_the_one_that_is_never_a_member() {
-    assert_eq!(NOBODY, crate::postgres::params::STRICT_PLACEHOLDER);
-}
-
 fn answer(lsn: u64) -> PeerAnswer {
     PeerAnswer {
         in_recovery: true,
@@ -1086,7 +1081,7 @@ fn base_cluster(count: usize) -> Cluster {
     Cluster {
         initialize: Initialize::Done("7000000000000000001".parse::<SystemId>().unwrap()),
         config: Some(ConfigDocument {
-            data: serde_json::Map::new(),
+            data: Default::default(),
             revision: Revision(1),
         }),
         members: (0..count)

@@ -126,6 +126,7 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             require(turn, replication, text(turn, mode.style, needed, &listed))
         }
         Change::Wait if situation.active.is_empty() && mode.strict => {
+            turn.wake_in(200);
             Some((Step::Rest, Why::CommitsWait))
         }
         Change::Wait => {

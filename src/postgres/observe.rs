@@ -501,7 +501,12 @@ mod tests {
             Some("[]"),
             Some("[]"),
         ];
-        let mut sample = understand(Moment(std::time::Duration::ZERO), PgVersion(150_000), &row(values)).unwrap();
+        let mut sample = understand(
+            Moment(std::time::Duration::ZERO),
+            PgVersion(150_000),
+            &row(values),
+        )
+        .unwrap();
         assert_eq!(sample.receiver, None);
         assert_eq!(
             (sample.timeline(), sample.checkpoint_timeline),

@@ -150,16 +150,18 @@ fn strict_commits_wait_until_a_standby_is_back() {
     // The other one's PostgreSQL does not come back for now, its agent stays.
     cluster.configure(r#"{"pause": true}"#);
     let alone = others[1];
-    cluster.nodes[alone].await_log("PAUSE");
+    wait_until("the pause is known", PATIENCE, || {
+        cluster.nodes[alone].about()["pause"] == true
+    });
     let postmaster = cluster.nodes[alone].postmaster().unwrap();
     rustix::process::kill_process(postmaster, rustix::process::Signal::INT).unwrap();
     cluster.nodes[leader].await_log("commits are delayed");
     let waiting = clock::now();
     let listed = names(&cluster, leader);
     assert_eq!(listed, format!("ANY 1 ({})", cluster.nodes[alone].name));
+    let resumed = clock::now();
     cluster.nodes[others[0]].start();
     cluster.configure(r#"{"pause": false}"#);
-    let resumed = clock::now();
     writer.await_write(resumed, PATIENCE);
     cluster.await_healthy();
     let acks = writer.finish();

@@ -8,6 +8,7 @@ mod commands;
 mod instance;
 mod job;
 mod lease;
+mod live;
 mod observe;
 mod peers;
 mod plan;
@@ -85,6 +86,7 @@ pub struct Agent {
     guard_armed: bool,
     memory: ha::Memory,
 
+    live_settings: watch::Sender<crate::postgres::Settings>,
     view: ViewSender,
     commands: CommandReceiver,
     requests: VecDeque<commands::Pending>,

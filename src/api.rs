@@ -54,6 +54,8 @@ const BODY_LIMIT: usize = 1 << 20;
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
 /// Restarts, switchovers and their like that may wait at once.
 const LONG_CALLS: usize = 32;
+/// Time PostgreSQL has to show its status to a peer, which itself waits two seconds.
+const LIVE_DEADLINE: Duration = Duration::from_millis(1500);
 /// Time a peer has to show its status before a switchover.
 const PEER_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -668,8 +670,19 @@ async fn unsupported(request: Request) -> Response<Body> {
     )
 }
 
+/// What peers read in an election: the position must be of this moment, or not be there at all (spec/ha.md §6.2).
 async fn patroni(State(api): State<Arc<Api>>) -> Response<Body> {
-    api.status_document(StatusCode::OK, &api.view(), clock::now())
+    let mut view = api.view();
+    if view.postgres.is_some()
+        && let Some(live) = view.live.clone()
+    {
+        let postgres = live.ask(LIVE_DEADLINE).await;
+        view = Arc::new(NodeView {
+            postgres,
+            ..(*view).clone()
+        });
+    }
+    api.status_document(StatusCode::OK, &view, clock::now())
 }
 
 async fn metrics_page(State(api): State<Arc<Api>>) -> Response<Body> {

@@ -29,6 +29,30 @@ pub type CommandSender = mpsc::Sender<Command>;
 /// Where the agent takes them.
 pub type CommandReceiver = mpsc::Receiver<Command>;
 
+/// Asks PostgreSQL for its status now. The published one may be a turn old, which is good enough for people and load balancers but not
+/// for an election: a peer that reads an old position may believe itself ahead.
+#[derive(Debug, Clone)]
+pub struct LiveStatus(pub mpsc::Sender<oneshot::Sender<Option<PostgresStatus>>>);
+
+impl LiveStatus {
+    /// The status at this moment; `None`: no answer within `limit`.
+    pub async fn ask(&self, limit: Duration) -> Option<PostgresStatus> {
+        let (reply, answer) = oneshot::channel();
+        let exchange = async {
+            self.0.send(reply).await.ok()?;
+            answer.await.ok()?
+        };
+        tokio::time::timeout(limit, exchange).await.ok()?
+    }
+}
+
+impl PartialEq for LiveStatus {
+    /// The same way to ask.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.same_channel(&other.0)
+    }
+}
+
 /// Everything the surface says about this node, as of one moment. Deadlines in it are compared with the clock when the
 /// question is answered, so that answers turn negative in time even if the loop hangs.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +74,8 @@ pub struct NodeView {
     pub postmaster_alive: bool,
     /// The last status query; `None` when it was not tried (state) or failed.
     pub postgres: Option<PostgresStatus>,
+    /// How to ask for a status of this moment; `None`: only the published one is there.
+    pub live: Option<LiveStatus>,
     /// The server's system identifier, unless unknown or bootstrapping.
     pub system_id: Option<SystemId>,
 
@@ -246,6 +272,7 @@ impl NodeView {
             role: Role::Uninitialized,
             postmaster_alive: false,
             postgres: None,
+            live: None,
             system_id: None,
             leader_until: None,
             snapshot: None,

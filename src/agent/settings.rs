@@ -144,6 +144,11 @@ impl Agent {
         self.settings = core_settings(&self.loaded.config, &self.dynamic, &effective, may_rewind);
         self.store
             .set_timings(self.settings.ttl, self.settings.retry_timeout);
+        self.live_settings.send_if_modified(|settings| {
+            let changed = *settings != effective.settings;
+            settings.clone_from(&effective.settings);
+            changed
+        });
         let plan = Plan {
             me: self.me.clone(),
             scope: self.loaded.config.scope.clone(),

@@ -115,6 +115,13 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     let instance = Instance::open(plan).await?;
     let settings =
         super::settings::core_settings(&config, &dynamic, &effective, instance.rewindable());
+    let (live_settings, live_watch) = watch::channel(effective.settings.clone());
+    let live = super::live::start(live_watch);
+    view.send_modify(|view| {
+        let mut next = (**view).clone();
+        next.live = Some(live);
+        *view = Arc::new(next);
+    });
     let changes = store.changes();
     let leaving = Arc::clone(&store);
     let agent = Agent {
@@ -147,6 +154,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         authority: Authority::new(),
         guard,
         guard_armed: true,
+        live_settings,
         memory: crate::ha::Memory::default(),
         view,
         commands,

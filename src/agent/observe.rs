@@ -301,8 +301,11 @@ impl Agent {
                 self.instance.follows = None;
                 self.instance.callback(Event::OnRoleChange, Role::Primary);
             }
-            Job::Stop { .. } => {
-                self.instance.divergence = Divergence::Unchecked;
+            Job::Stop { purpose, .. } => {
+                // A standby that was stopped to be repaired is still known to have diverged.
+                if *purpose != StopPurpose::Maintenance {
+                    self.instance.divergence = Divergence::Unchecked;
+                }
                 self.instance.callback(Event::OnStop, role);
             }
             Job::Clone { .. }

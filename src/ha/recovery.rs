@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::cluster::{Cluster, Initialize, Member};
-use crate::types::{MemberName, Moment, Role, SystemId, Timeline};
+use crate::types::{MemberName, Moment, PgState, Role, SystemId, Timeline};
 
 use super::decision::{Job, ReplaceReason, Step, StopMode, StopPurpose, Why};
 use super::observation::{ControlState, Directory, Divergence, Process, Upstream};
@@ -240,7 +240,9 @@ fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, W
         return repair(turn, leader, diverged);
     }
     let proven = proven(turn, leader);
-    if turn.is_former_primary() && !proven {
+    // A standby that cannot be started as it was may have received more than the leader's history has.
+    let could_not_start = turn.obs.postgres.state == PgState::StartFailed;
+    if (turn.is_former_primary() || could_not_start) && !proven {
         return prove(turn, leader);
     }
     // A standby that followed somebody else starts as it was; it is pointed at the new leader once it runs, after the comparison.

@@ -738,7 +738,11 @@ async fn answers_lost(h: &dyn Harness) -> Outcome {
     // Whatever came of it, and whenever: it may still happen after the answer was given up. One of the two leads afterwards.
     let mut waited = Duration::ZERO;
     let lease = loop {
-        let answer = match a.load(Freshness::Latest).await.map(|cluster| cluster.leader) {
+        let answer = match a
+            .load(Freshness::Latest)
+            .await
+            .map(|cluster| cluster.leader)
+        {
             Ok(Some(leader)) => {
                 ensure!(leader.name == name("a"));
                 a.adopt(&leader).await

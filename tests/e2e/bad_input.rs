@@ -83,16 +83,18 @@ fn a_foreign_data_directory_is_left_alone() {
         ],
         &[],
     );
+    // Not before it is bootstrapped: a stop in the middle of that leaves no data behind.
     wait_until("it has data", PATIENCE, || {
-        other
-            .exec(&[
-                "psql",
-                "-U",
-                "postgres",
-                "-Xqc",
-                "create table if not exists mine (v int)",
-            ])
-            .is_ok()
+        other.exec(&["howdah", "healthcheck", "primary"]).is_ok()
+            && other
+                .exec(&[
+                    "psql",
+                    "-U",
+                    "postgres",
+                    "-Xqc",
+                    "create table if not exists mine (v int)",
+                ])
+                .is_ok()
     });
     other.stop();
     let intruder = cluster.lab.run(

@@ -128,7 +128,10 @@ fn a_lost_history_is_rewound() {
             .shell("kill -CONT $(pgrep -f '[w]alreceiver')");
     }
     let new = cluster.await_new_primary(&old).clone();
-    new.sql("insert into t values (-1)").unwrap();
+    // The key comes before the promotion is through.
+    crate::docker::wait_until("the new primary takes writes", PATIENCE, || {
+        new.sql("insert into t values (-1)").is_ok()
+    });
     old.container.start();
     old.await_streaming();
     crate::docker::wait_until("the new row arrives", PATIENCE, || {

@@ -306,7 +306,7 @@ impl Picture {
         Ok(())
     }
 
-    /// "i am primary on 2 at 500", "i am standby on 1 at 500 streaming", "i am down", "i am crashed", "i am starting since 90".
+    /// "i am primary on 2 at 500", "i am standby on 1 at 500 streaming", "i am down", "i am down unstartable", "i am crashed", "i am starting since 90".
     fn postgres(&mut self, rest: &[&str]) -> Change {
         let pg = &mut self.obs.postgres;
         pg.position = None;
@@ -344,6 +344,10 @@ impl Picture {
             }
             ["am", "mute"] => pg.process = Process::Up,
             ["am", "down"] => pg.process = Process::Down { crashed: false },
+            ["am", "down", "unstartable"] => {
+                pg.process = Process::Down { crashed: false };
+                pg.state = PgState::StartFailed;
+            }
             ["am", "crashed"] => pg.process = Process::Down { crashed: true },
             ["am", "starting", "since", since] => {
                 pg.process = Process::Starting {

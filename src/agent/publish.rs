@@ -240,11 +240,12 @@ impl Agent {
             self.job.running(),
             Some(crate::ha::decision::Job::Stop { .. })
         );
+        // From then on PostgreSQL is being stopped, by init if this process cannot.
         let leader_until = self
             .held
             .as_ref()
             .filter(|_| !abdicating)
-            .map(|held| held.expires);
+            .map(|held| held.expires_less(self.settings.stop_margin));
         let tags = wire::tags_object(&self.tags);
         let mut next = (**self.view.borrow()).clone();
         next.state = local.state;

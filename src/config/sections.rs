@@ -382,12 +382,9 @@ pub(crate) fn config(reader: &mut Reader<'_>, source: &Source) -> Option<Config>
         _ => Guard::Auto,
     };
     let mut config = Config {
-        scope: if is_client {
-            scope.unwrap_or_default()
-        } else {
-            scope?
-        },
-        name: MemberName::new(name?).ok()?,
+        // A missing one is a fault already; going on finds the others.
+        scope: scope.unwrap_or_default(),
+        name: MemberName::new(name.unwrap_or_else(|| "unnamed".to_owned())).ok()?,
         namespace: reader.text("namespace")?,
         guard,
         log,

@@ -264,6 +264,12 @@ fn members_of_one_cluster_need_given_passwords() {
         faults.contains("PATRONI_REPLICATION_PASSWORD: is required")
             && faults.contains("PATRONI_SUPERUSER_PASSWORD: is required")
     );
+    let without_scope = load(&variables[1..]).unwrap_err().to_string();
+    assert!(
+        without_scope.contains("PATRONI_SCOPE: is required")
+            && without_scope.contains("PATRONI_REPLICATION_PASSWORD: is required"),
+        "all at once: {without_scope}"
+    );
     let mut variables = variables.to_vec();
     variables.extend([
         ("PATRONI_SUPERUSER_PASSWORD", "a"),

@@ -11,6 +11,11 @@ use crate::cluster::{Cluster, PATIENCE, Store};
 fn survives(story: &str, store: Store, harm: impl Fn(&Cluster), mend: impl Fn(&Cluster)) {
     let cluster = Cluster::start(story, store, 3, &["PATRONI_SYNCHRONOUS_MODE=quorum"]);
     let old = cluster.primary().name().to_owned();
+    // Nobody may take over, and nothing is promised, before the primary has published its voters.
+    crate::docker::wait_until("both standbys are voters", PATIENCE, || {
+        let members = cluster.primary().container.exec(&["patronictl", "list"]);
+        members.is_ok_and(|table| table.matches("Quorum Standby").count() == 2)
+    });
     let recorder = Recorder::start(cluster.primary(), &cluster.all());
     recorder.written_after(clock::now(), PATIENCE);
     harm(&cluster);

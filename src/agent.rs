@@ -117,10 +117,6 @@ impl Agent {
         }
     }
 
-    fn arm_watchdog(&mut self) {}
-
-    fn feed_watchdog(&mut self) {}
-
     /// A turn no later than this.
     fn wake_by(&mut self, at: Moment) {
         self.wake_at = Some(self.wake_at.map_or(at, |sooner| sooner.min(at)));

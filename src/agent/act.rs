@@ -66,7 +66,7 @@ impl Agent {
                 obs.postgres = self.observe_postgres().await;
             }
             Step::ArmWatchdog => {
-                self.arm_watchdog();
+                // No device is driven yet: what cannot be armed stays unarmed, and the core sees it.
                 obs.watchdog = self.watchdog_view();
             }
             Step::Answer { result } => {
@@ -152,7 +152,6 @@ impl Agent {
                 tracing::error!("{error}");
             }
         }
-        self.feed_watchdog();
     }
 
     /// Init guards PostgreSQL as long as it is, or may become, a primary: with or without a lease. The last promise stands until

@@ -912,3 +912,52 @@ async fn tls_with_client_certificates_and_reload() {
         Err(peers::CallError::NotSent(_))
     ));
 }
+
+/// A standby that has received up to `received`.
+fn standby_at(received: u64) -> crate::node::PostgresStatus {
+    crate::node::PostgresStatus {
+        server_version: crate::types::PgVersion(170_000),
+        postmaster_start_time: crate::node::PgTimestamp(0),
+        timeline: None,
+        xlog: crate::node::Xlog::Standby {
+            received: crate::types::Lsn(received),
+            replayed: crate::types::Lsn(received),
+            replayed_timestamp: None,
+            paused: false,
+            latest_end: None,
+        },
+        replication_state: None,
+        replication: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn peers_read_the_position_of_this_moment_or_none() {
+    let server = server(Settings::default()).await;
+    let (live, mut requests) =
+        mpsc::channel::<tokio::sync::oneshot::Sender<Option<crate::node::PostgresStatus>>>(1);
+    server.view.send_modify(|view| {
+        let mut next = (**view).clone();
+        next.state = crate::types::PgState::Running;
+        next.role = crate::types::Role::Replica;
+        next.postgres = Some(standby_at(1000));
+        next.live = Some(crate::node::LiveStatus(live));
+        *view = Arc::new(next);
+    });
+    let answering = tokio::spawn(async move {
+        if let Some(reply) = requests.recv().await {
+            let _ = reply.send(Some(standby_at(2000)));
+        }
+        // Dropping the receiver: from here on nobody can say where the server stands.
+    });
+    let (status, fresh) = server.ask("GET", "/patroni", None).await;
+    answering.await.unwrap();
+    assert_eq!(status, 200);
+    assert!(fresh.contains("2000") && !fresh.contains("1000"), "{fresh}");
+    let (status, silent) = server.ask("GET", "/patroni", None).await;
+    assert_eq!(status, 200);
+    assert!(
+        !silent.contains("received_location"),
+        "an old position must not stand in for a new one: {silent}"
+    );
+}

@@ -11,11 +11,11 @@
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 #![allow(dead_code, reason = "shares the harness of the stories, not all of it")]
 
-#[path = "../e2e/client.rs"]
+#[path = "../containers/client.rs"]
 mod client;
-#[path = "../e2e/cluster.rs"]
+#[path = "../containers/cluster.rs"]
 mod cluster;
-#[path = "../e2e/docker.rs"]
+#[path = "../containers/docker.rs"]
 mod docker;
 
 use std::fs;

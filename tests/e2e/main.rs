@@ -13,8 +13,11 @@
     reason = "the log of a failing story goes to standard output, as the harness expects"
 )]
 
+#[path = "../containers/client.rs"]
 mod client;
+#[path = "../containers/cluster.rs"]
 mod cluster;
+#[path = "../containers/docker.rs"]
 mod docker;
 
 mod bad_input;

@@ -1,0 +1,314 @@
+//! The agent's loop: what wakes it, the turn's beginning and its end.
+
+use std::time::Duration;
+
+use howdah::cluster::Cluster;
+use howdah::ha::decision::{Asked, Job, Step, Why};
+use howdah::ha::observation::{
+    Divergence, JobEnd, JobView, LeaseView, Memory, Observation, Peer, Request,
+};
+use howdah::types::{Lsn, Moment, PgState, Role};
+
+use super::job::Running;
+use super::view::member;
+use super::{Event, LOOP_WAIT, STOP_MARGIN, TTL, World};
+use crate::postgres::Server;
+use crate::store::{Op, Reply};
+
+#[derive(Debug)]
+pub(super) enum AgentEvent {
+    Boot,
+    Timer {
+        token: u64,
+    },
+    Notified,
+    Reply {
+        id: u64,
+        reply: Box<Reply>,
+    },
+    Timeout {
+        id: u64,
+    },
+    PeersAt {
+        id: u64,
+        whom: Vec<Asked>,
+        took: u64,
+    },
+    Peers {
+        id: u64,
+        peers: Vec<Peer>,
+    },
+    Stage {
+        job: u64,
+        stage: u8,
+    },
+}
+
+/// What the agent waits for.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Asleep,
+    Loading,
+    Acting(Step),
+    Asking,
+    Publishing,
+    Deciding,
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) session: u64,
+    pub(super) sent: Moment,
+    pub(super) expires: Moment,
+}
+
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub(super) phase: Phase,
+    pub(super) waiting: u64,
+    pub(super) sent: Moment,
+    pub(super) session: u64,
+    pub(super) memory: Memory,
+    pub(super) held: Option<Held>,
+    pub(super) heard: Option<Moment>,
+    pub(super) last: Option<Cluster>,
+    pub(super) obs: Option<Box<Observation>>,
+    pub(super) job: Option<Running>,
+    pub(super) finished: Option<(Job, JobEnd)>,
+    pub(super) divergence: Divergence,
+    pub(super) role: Role,
+    pub(super) requests: Vec<Request>,
+    pub(super) stopping: bool,
+    pub(super) pause: bool,
+    pub(super) dirty: bool,
+    pub(super) timer: u64,
+    pub(super) wake_at: Option<Moment>,
+    pub(super) why: Why,
+}
+
+impl Agent {
+    pub(super) fn new(role: Role, now: Moment) -> Self {
+        Agent {
+            phase: Phase::Asleep,
+            waiting: 0,
+            sent: now,
+            session: 0,
+            memory: Memory::default(),
+            held: None,
+            heard: None,
+            last: None,
+            obs: None,
+            job: None,
+            finished: None,
+            divergence: Divergence::Unchecked,
+            role,
+            requests: Vec::new(),
+            stopping: false,
+            pause: false,
+            dirty: false,
+            timer: 0,
+            wake_at: None,
+            why: Why::NotDecidedYet,
+        }
+    }
+
+    pub(super) fn lease(&self) -> Option<LeaseView> {
+        self.held.as_ref().map(|held| LeaseView {
+            sent: held.sent,
+            expires: held.expires,
+        })
+    }
+
+    pub(super) fn job_view(&self) -> JobView {
+        if let Some(running) = &self.job {
+            return JobView::Running {
+                job: running.job.clone(),
+                since: running.since,
+                shut_down_at: running.shut_down_at,
+                cancelled: running.cancelled,
+            };
+        }
+        match &self.finished {
+            Some((job, end)) => JobView::Finished {
+                job: job.clone(),
+                end: end.clone(),
+            },
+            None => JobView::Idle,
+        }
+    }
+}
+
+impl World {
+    pub(super) fn agent_event(&mut self, node: usize, what: AgentEvent) {
+        match what {
+            AgentEvent::Boot => {
+                let role = if self.nodes[node].pg.present {
+                    Role::Replica
+                } else {
+                    Role::Uninitialized
+                };
+                self.nodes[node].agent = Some(Box::new(Agent::new(role, self.now)));
+                self.begin_turn(node);
+            }
+            AgentEvent::Timer { token } => {
+                if self.nodes[node]
+                    .agent
+                    .as_ref()
+                    .is_some_and(|agent| agent.timer == token)
+                {
+                    self.wake(node);
+                }
+            }
+            AgentEvent::Notified => self.wake(node),
+            AgentEvent::Stage { job, stage } => self.job_stage(node, job, stage),
+            AgentEvent::Reply { id, reply } => {
+                if self.is_waiting(node, id) {
+                    self.replied(node, Some(reply));
+                }
+            }
+            AgentEvent::Timeout { id } => {
+                if self.is_waiting(node, id) {
+                    self.replied(node, None);
+                }
+            }
+            AgentEvent::PeersAt { id, whom, took } => self.poll(node, id, &whom, took),
+            AgentEvent::Peers { id, peers } => {
+                if self.is_waiting(node, id)
+                    && let Some(agent) = self.nodes[node].agent.as_mut()
+                {
+                    agent.phase = Phase::Deciding;
+                    if let Some(obs) = agent.obs.as_mut() {
+                        obs.peers = Some(peers);
+                    }
+                    self.decide(node);
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_waiting(&self, node: usize, id: u64) -> bool {
+        self.nodes[node]
+            .agent
+            .as_ref()
+            .is_some_and(|agent| agent.waiting == id)
+    }
+
+    /// An event: a turn now, or right after the present one.
+    pub(crate) fn wake(&mut self, node: usize) {
+        if self.frozen(node) {
+            let incarnation = self.nodes[node].incarnation;
+            let thaw = self.nodes[node].frozen_until;
+            self.moment(
+                thaw,
+                Event::Agent {
+                    node,
+                    incarnation,
+                    what: AgentEvent::Notified,
+                },
+            );
+            return;
+        }
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
+        agent.dirty = true;
+        if matches!(agent.phase, Phase::Asleep) {
+            self.begin_turn(node);
+        }
+    }
+
+    pub(super) fn begin_turn(&mut self, node: usize) {
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
+        agent.dirty = false;
+        agent.wake_at = None;
+        agent.finished = None;
+        agent.obs = None;
+        if agent.job.as_ref().is_some_and(|job| job.end.is_some())
+            && let Some(Running {
+                job,
+                end: Some(end),
+                ..
+            }) = agent.job.take()
+        {
+            agent.finished = Some((job, end));
+        }
+        agent.phase = Phase::Loading;
+        self.send(node, Op::Load);
+    }
+
+    /// End of the turn: publish the member document, then sleep.
+    pub(super) fn publish(&mut self, node: usize) {
+        let n = &self.nodes[node];
+        let Some(agent) = n.agent.as_ref() else {
+            return;
+        };
+        let known = agent
+            .obs
+            .as_ref()
+            .is_some_and(|obs| obs.cluster().is_some());
+        if !known {
+            self.sleep(node);
+            return;
+        }
+        let timeline = n.pg.position().and_then(|position| position.timeline());
+        let state = match n.pg.server {
+            Server::Up => PgState::Running,
+            Server::Starting { .. } => PgState::Starting,
+            Server::Down { .. } => match agent.job.as_ref().map(|job| &job.job) {
+                Some(Job::Bootstrap) => PgState::InitializingNewCluster,
+                Some(_) | None => PgState::Stopped,
+            },
+        };
+        let member = member(
+            &n.name,
+            agent.role,
+            state,
+            timeline,
+            n.tags.clone(),
+            Lsn(n.pg.end),
+        );
+        if let Some(agent) = self.nodes[node].agent.as_mut() {
+            agent.phase = Phase::Publishing;
+        }
+        self.send(node, Op::PutMember(Box::new(member)));
+    }
+
+    pub(super) fn sleep(&mut self, node: usize) {
+        self.promise(node);
+        let now = self.now;
+        self.order += 1;
+        let token = self.order;
+        let incarnation = self.nodes[node].incarnation;
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
+        agent.phase = Phase::Asleep;
+        agent.waiting = 0;
+        agent.timer = token;
+        let finished = agent.job.as_ref().is_some_and(|job| job.end.is_some());
+        if agent.dirty || finished {
+            self.begin_turn(node);
+            return;
+        }
+        let mut until = now + LOOP_WAIT.min(TTL / 3);
+        if let Some(at) = agent.wake_at {
+            until = until.min(at.max(now + Duration::from_millis(1)));
+        }
+        if let Some(held) = &agent.held {
+            let act_by = Moment(held.expires.0.saturating_sub(STOP_MARGIN));
+            if act_by > now {
+                until = until.min(act_by);
+            }
+        }
+        self.moment(
+            until,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Timer { token },
+            },
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! Nodes: a container with an agent, PostgreSQL and init's guard.
+
+use std::time::Duration;
+
+use howdah::cluster::Tags;
+use howdah::ha::observation::{PeerAnswer, Process, Request};
+use howdah::types::{MemberName, Moment};
+
+use super::agent::{Agent, AgentEvent};
+use super::{Event, GUARD_MARGIN, World};
+use crate::postgres::{Pg, Server};
+use crate::rng::Rng;
+
+pub(crate) struct Node {
+    pub(crate) name: MemberName,
+    pub(crate) pg: Pg,
+    pub(crate) tags: Tags,
+    /// The container runs.
+    pub(crate) up: bool,
+    pub(super) incarnation: u32,
+    pub(super) agent: Option<Box<Agent>>,
+    /// The agent is frozen until then.
+    pub(super) frozen_until: Moment,
+    pub(super) promise: Option<(Moment, u64)>,
+    /// Until when this node could know that it leads; survives its agent.
+    pub(crate) leads_until: Option<Moment>,
+    pub(crate) slow: bool,
+    /// When its position changed last.
+    pub(crate) moved: Moment,
+    /// When its server, its agent or its network changed last.
+    pub(crate) stable_since: Moment,
+}
+
+impl Node {
+    pub(super) fn new(index: usize, rng: &mut Rng) -> Self {
+        let mut tags = Tags::default();
+        if rng.per_mille(60) && index > 1 {
+            tags.nofailover = Some(true);
+        }
+        if rng.per_mille(100) {
+            tags.failover_priority = Some(2);
+        }
+        Node {
+            name: MemberName::new(format!("n{index}")).expect("not empty"),
+            pg: Pg::empty(),
+            tags,
+            up: false,
+            incarnation: 0,
+            agent: None,
+            frozen_until: Moment(Duration::ZERO),
+            promise: None,
+            leads_until: None,
+            slow: rng.per_mille(200),
+            moved: Moment(Duration::ZERO),
+            stable_since: Moment(Duration::ZERO),
+        }
+    }
+
+    pub(super) fn answer(&self) -> Option<PeerAnswer> {
+        let position = self.pg.position()?;
+        Some(PeerAnswer {
+            in_recovery: self.pg.recovery,
+            lsn: position.lsn(),
+            timeline: position.timeline(),
+            tags: self.tags.clone(),
+            watchdog_failed: false,
+        })
+    }
+
+    /// What its agent said last.
+    pub(crate) fn reason(&self) -> String {
+        self.agent
+            .as_ref()
+            .map_or_else(|| "no agent".to_owned(), |agent| agent.why.to_string())
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.pg.process() == Process::Up
+    }
+}
+
+impl World {
+    /// Starts (or restarts) the agent of a node, and its container if that is down.
+    pub(crate) fn boot(&mut self, node: usize, delay: u64) {
+        let n = &mut self.nodes[node];
+        n.up = true;
+        n.incarnation += 1;
+        n.frozen_until = self.now;
+        n.stable_since = self.now;
+        n.agent = None;
+        let incarnation = n.incarnation;
+        self.at(
+            delay + 1,
+            Event::Agent {
+                node,
+                incarnation,
+                what: AgentEvent::Boot,
+            },
+        );
+    }
+
+    pub(crate) fn kill_container(&mut self, node: usize, back: u64) {
+        let n = &mut self.nodes[node];
+        n.up = false;
+        n.agent = None;
+        n.incarnation += 1;
+        n.promise = None;
+        n.pg.kill(false);
+        if let Server::Down { .. } = n.pg.server {
+            n.pg.server = Server::Down { crashed: false };
+        }
+        self.at(back, Event::Back { node });
+    }
+
+    pub(crate) fn freeze(&mut self, node: usize, millis: u64) {
+        let until = self.now + Duration::from_millis(millis);
+        self.nodes[node].frozen_until = until;
+        self.nodes[node].stable_since = until;
+    }
+
+    pub(crate) fn ask_to_stop(&mut self, node: usize) {
+        if let Some(agent) = self.nodes[node].agent.as_mut() {
+            agent.stopping = true;
+        }
+        self.wake(node);
+    }
+
+    pub(crate) fn request(&mut self, node: usize, request: Request) {
+        if let Some(agent) = self.nodes[node].agent.as_mut() {
+            agent.requests.push(request);
+        }
+        self.wake(node);
+    }
+
+    /// The postmaster dies; the agent sees it at once.
+    pub(crate) fn crash_postgres(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        if n.pg.present && !matches!(n.pg.server, Server::Down { .. }) {
+            n.pg.kill(true);
+            self.postgres_changed(node);
+        }
+    }
+
+    pub(crate) fn frozen(&self, node: usize) -> bool {
+        self.now < self.nodes[node].frozen_until
+    }
+
+    pub(crate) fn index(&self, name: &MemberName) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == *name)
+    }
+
+    /// The name in the leader key, as an index.
+    pub(crate) fn leader(&self) -> Option<usize> {
+        self.store
+            .cluster
+            .leader
+            .as_ref()
+            .and_then(|leader| self.index(&leader.name))
+    }
+
+    /// Tells init until when PostgreSQL may run as a primary.
+    pub(super) fn promise(&mut self, node: usize) {
+        let Some(agent) = self.nodes[node].agent.as_ref() else {
+            return;
+        };
+        let until = agent
+            .held
+            .as_ref()
+            .filter(|_| !agent.pause)
+            .map(|held| Moment(held.expires.0.saturating_sub(GUARD_MARGIN)));
+        let Some(until) = until else {
+            // An agent that has just been restarted keeps the promise of the one before while a primary runs.
+            if agent.pause || !self.nodes[node].pg.accepts_writes() {
+                self.nodes[node].promise = None;
+            }
+            return;
+        };
+        self.order += 1;
+        let token = self.order;
+        self.nodes[node].promise = Some((until, token));
+        self.moment(until, Event::Guard { node, token });
+    }
+
+    pub(super) fn guard(&mut self, node: usize, token: u64) {
+        let n = &mut self.nodes[node];
+        let due = n.promise.is_some_and(|(_, current)| current == token);
+        if due && n.up && !self.core_alone {
+            n.promise = None;
+            if !matches!(n.pg.server, Server::Down { .. }) && !n.pg.recovery {
+                n.pg.kill(false);
+                self.say(|| format!("n{node}: init stops PostgreSQL at the promised time"));
+                self.postgres_changed(node);
+            }
+        }
+    }
+}

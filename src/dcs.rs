@@ -6,14 +6,22 @@
 //! Sessions: everything ephemeral of one node hangs on one session where the store has sessions. The session is renewed
 //! only by [`Dcs::renew`] and [`Dcs::put_member`], never by a background task: a hung loop must lose its lock (spec/dcs.md §4.4).
 
+#[cfg(feature = "consul")]
+pub mod consul;
+#[cfg(feature = "consul")]
+mod copy;
 #[cfg(feature = "etcd3")]
 pub mod etcd3;
+#[cfg(feature = "consul")]
+mod http;
 pub mod keys;
 pub mod memory;
 pub mod news;
 mod open;
 #[cfg(feature = "raft")]
 pub mod raft;
+#[cfg(any(feature = "etcd3", feature = "consul"))]
+mod tls;
 
 pub use open::{open, open_client};
 

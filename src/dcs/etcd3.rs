@@ -27,6 +27,7 @@ use self::pool::{Failure, Kind, Pool, Timings};
 use self::srv::Srv;
 use self::watcher::{Cache, model_revision};
 use super::keys::{self, Keys};
+use super::tls::{self, Trust};
 use super::{
     Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Write,
 };
@@ -73,11 +74,12 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<E
     } else {
         address::urls(&settings.hosts, &settings.protocol)?
     };
-    let tls = transport::tls_config(
-        settings.cacert.as_deref(),
-        settings.cert.as_deref(),
-        settings.key.as_deref(),
-    )?;
+    let trust = settings
+        .cacert
+        .as_deref()
+        .map_or(Trust::Anybody, Trust::Authorities);
+    let tls = tls::client(trust, settings.cert.as_deref(), settings.key.as_deref())?;
+    let tls = transport::http2(&tls);
     let credentials = settings.username.clone().zip(settings.password.clone());
     let timings = Timings {
         ttl: identity.ttl,

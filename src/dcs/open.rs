@@ -11,6 +11,11 @@ use crate::config::{Config, DcsSection};
 /// Settings that can never work, or a store this binary was built without.
 pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> {
     match &config.dcs {
+        #[cfg(feature = "consul")]
+        DcsSection::Consul(section) => Ok(super::consul::connect(
+            &identity,
+            &consul_settings(section, &config.scope),
+        )?),
         #[cfg(feature = "etcd3")]
         DcsSection::Etcd3(section) => {
             Ok(super::etcd3::connect(&identity, &etcd3_settings(section))?)
@@ -21,7 +26,7 @@ pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> 
             super::raft::open(settings, &identity).await
         }
         other => bail!(
-            "the store {:?} is not supported by this build; use etcd3 or raft",
+            "the store {:?} is not supported by this build; use consul, etcd3 or raft",
             other.name()
         ),
     }
@@ -33,6 +38,11 @@ pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> 
 /// See [`open`].
 pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store> {
     match &config.dcs {
+        #[cfg(feature = "consul")]
+        DcsSection::Consul(section) => Ok(super::consul::connect(
+            identity,
+            &consul_settings(section, &config.scope),
+        )?),
         #[cfg(feature = "etcd3")]
         DcsSection::Etcd3(section) => {
             Ok(super::etcd3::connect(identity, &etcd3_settings(section))?)
@@ -48,7 +58,7 @@ pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store
             ))
         }
         other => bail!(
-            "the store {:?} is not supported by this build; use etcd3 or raft",
+            "the store {:?} is not supported by this build; use consul, etcd3 or raft",
             other.name()
         ),
     }
@@ -70,5 +80,31 @@ fn etcd3_settings(section: &crate::config::Etcd) -> super::etcd3::Settings {
         cert: section.tls.cert.clone(),
         key: section.tls.key.clone(),
         use_proxies: section.use_proxies,
+    }
+}
+
+#[cfg(feature = "consul")]
+fn consul_settings(section: &crate::config::Consul, scope: &str) -> super::consul::Settings {
+    super::consul::Settings {
+        url: section.url.clone(),
+        token: section
+            .token
+            .as_ref()
+            .map(|token| token.expose().to_owned()),
+        verify: section.verify,
+        cacert: section.tls.cacert.clone(),
+        cert: section.tls.cert.clone(),
+        key: section.tls.key.clone(),
+        dc: section.dc.clone(),
+        consistency: section.consistency.clone(),
+        checks: section.checks.clone(),
+        scope: scope.to_owned(),
+        service: section
+            .register_service
+            .then(|| super::consul::ServiceSettings {
+                tags: section.service_tags.clone(),
+                check_interval: section.service_check_interval.clone(),
+                check_tls_server_name: section.service_check_tls_server_name.clone(),
+            }),
     }
 }

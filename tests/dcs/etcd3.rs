@@ -13,21 +13,13 @@ use howdah::dcs::etcd3::{Etcd3, Settings, connect};
 use howdah::dcs::{Dcs, Document, Expect, Freshness, Identity, Refusal, Store, Write};
 use howdah::types::MemberName;
 
-use crate::etcd_server::{Certificates, Etcd, Options};
+use crate::etcd_server::{Etcd, Options};
 use crate::harness::{
-    Backend, Case, Cut, Harness, acquired, document, done, latest, name, refused,
+    Backend, Case, Cut, Harness, acquired, document, done, eventually, latest, name, own, refused,
 };
 use crate::proxy::Proxy;
+use crate::server::Certificates;
 
-macro_rules! own {
-    ($($case:ident),* $(,)?) => {
-        vec![$(Case {
-            name: stringify!($case),
-            needs_sessions: false,
-            run: |_| Box::pin($case()),
-        }),*]
-    };
-}
 const TTL: Duration = Duration::from_secs(4);
 const RETRY: Duration = Duration::from_secs(3);
 const BASE: &str = "/service/demo";
@@ -219,17 +211,6 @@ impl Harness for EtcdHarness {
 }
 
 type Outcome = anyhow::Result<()>;
-
-/// Waits for what must come about sooner or later.
-async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
-    for _ in 0..300 {
-        if let Some(value) = probe().await {
-            return Ok(value);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("{what} does not come about")
-}
 
 async fn nodes(count: usize) -> anyhow::Result<Etcd> {
     Etcd::start(Options {

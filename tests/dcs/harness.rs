@@ -176,3 +176,29 @@ pub(crate) async fn notified(
     changes.borrow_and_update();
     Ok(())
 }
+
+/// Waits for what must come about sooner or later.
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> anyhow::Result<T> {
+    for _ in 0..300 {
+        if let Some(value) = probe().await {
+            return Ok(value);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("{what} does not come about")
+}
+
+/// The cases of one store alone, which bring their own servers.
+macro_rules! own {
+    ($($case:ident),* $(,)?) => {
+        vec![$(Case {
+            name: stringify!($case),
+            needs_sessions: false,
+            run: |_| Box::pin($case()),
+        }),*]
+    };
+}
+pub(crate) use own;

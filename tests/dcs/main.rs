@@ -9,16 +9,22 @@
     reason = "a test that cannot go on has failed, and the line says where"
 )]
 
+#[cfg(feature = "consul")]
+mod consul;
+#[cfg(feature = "consul")]
+mod consul_server;
 #[cfg(feature = "etcd3")]
 mod etcd3;
 #[cfg(feature = "etcd3")]
 mod etcd_server;
 mod harness;
 mod memory;
-#[cfg(feature = "etcd3")]
+#[cfg(any(feature = "etcd3", feature = "consul"))]
 mod proxy;
 #[cfg(feature = "raft")]
 mod raft;
+#[cfg(any(feature = "etcd3", feature = "consul"))]
+mod server;
 mod suite;
 
 use std::io::Write as _;
@@ -32,6 +38,10 @@ use harness::{Backend, Case};
 async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
     vec![
         ("memory", Ok(Rc::new(memory::Memory))),
+        #[cfg(feature = "consul")]
+        ("consul", consul::plain().await),
+        #[cfg(feature = "consul")]
+        ("consul-tls", consul::secured().await),
         #[cfg(feature = "etcd3")]
         ("etcd3", etcd3::plain().await),
         #[cfg(feature = "etcd3")]

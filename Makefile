@@ -8,7 +8,7 @@ export PG_MAJOR
 # The etcd client's build needs protoc; asked only by what compiles.
 COMPILE = PROTOC="$$(docker/protoc.sh)"; export PROTOC;
 
-.PHONY: help image images demo demo-down test bench sim fmt lint readme binary
+.PHONY: help image images demo demo-down test bench chaos sim fmt lint readme binary
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: ## Every test; ends with one line that counts them
 
 sim: ## The simulator alone; SEEDS=N for more histories
 	@$(COMPILE) HOWDAH_SIM_SEEDS=$(SEEDS) cargo test --profile fast --test sim
+
+chaos: ## Harms a cluster at random for MINUTES (10), SEED=N as in an earlier run; ends with a table
+	@TIERS=chaos FOLLOW=1 HOWDAH_CHAOS_MINUTES=$(or $(MINUTES),10) HOWDAH_CHAOS_SEED=$(SEED) tests/run.sh
 
 bench: images ## Measures fail-over, size and speed; IMAGE=NAME for another image
 	@$(COMPILE) HOWDAH_IMAGE=$(IMAGE) cargo bench --profile fast --bench cluster

@@ -2,7 +2,7 @@
 # Every test, tier by tier; `make test`. One result line per tier, and one at the end that counts everything.
 #
 # Installs what is missing when it may (root, Debian). Leaves no container, network or volume behind, also when it fails.
-# TIERS="unit pid1" runs only those.
+# TIERS="unit pid1" runs only those; FOLLOW=1 shows what they say while they run.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,9 @@ total_passed=0
 total_failed=0
 broken=
 
+running=
 cleanup() {
+    [ -z "$running" ] || { kill "$running" && wait "$running"; } 2>/dev/null
     command -v docker >/dev/null || return 0
     docker ps -aq --filter "label=$label" | xargs -r docker rm -fv >/dev/null 2>&1
     docker network ls -q --filter "label=$label" | xargs -r docker network rm >/dev/null 2>&1
@@ -43,8 +45,14 @@ tier() {
     local name=$1 limit=$2 log=$logs/$1.log started=$SECONDS passed failed status
     shift 2
     case " ${TIERS:-$name} " in *" $name "*) ;; *) return 0 ;; esac
-    timeout --kill-after=20 "$limit" "$@" >"$log" 2>&1 </dev/null
+    # Waited for in the background: a signal must not have to wait, too.
+    timeout --kill-after=20 "$limit" "$@" >"$log" 2>&1 </dev/null &
+    running=$!
+    if [ -n "${FOLLOW:-}" ]; then tail -n +1 -f --pid="$running" "$log" & fi
+    wait "$running"
     status=$?
+    running=
+    wait
     # The harness of Rust, and the stores' own table.
     read -r passed failed < <(awk '
         /^test result: / { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i } }
@@ -72,6 +80,28 @@ image() {
     cargo build --release --locked --bin howdah && QUIET=1 docker/image.sh howdah && docker/image.sh etcd
 }
 
+# with_image NAME LIMIT COMMAND…: a tier that needs Docker and the images; without them it fails rather than passes in silence.
+images=
+with_image() {
+    case " ${TIERS:-$1} " in *" $1 "*) ;; *) return 0 ;; esac
+    has "$1" || return 0
+    if [ -z "$images" ]; then
+        needs docker docker.io
+        needs debootstrap debootstrap
+        if timeout 20m bash -c image >"$logs/image.log" 2>&1; then images=built; else
+            images=missing
+            tail -n 30 "$logs/image.log"
+        fi
+    fi
+    if [ "$images" = built ]; then
+        tier "$@"
+    else
+        echo "tier $1: 0 passed, 1 failed (the image could not be built)"
+        broken="$broken $1"
+        total_failed=$((total_failed + 1))
+    fi
+}
+
 # A test target is declared in Cargo.toml, or a folder with a main.rs that cargo finds by itself.
 has() { [ -e "tests/$1/main.rs" ]; }
 
@@ -93,21 +123,9 @@ has pid1 && tier pid1 10m cargo test --locked --test pid1
 has dcs && tier dcs 15m cargo test --locked --test dcs
 has postgres && tier postgres 15m cargo test --locked --test postgres
 has agent && tier agent 10m cargo test --locked --test agent
-if has e2e; then
-    case " ${TIERS:-e2e} " in *" e2e "*)
-        # Docker is what this tier tests with; without it the tier fails rather than passes in silence.
-        needs docker docker.io
-        needs debootstrap debootstrap
-        if timeout 20m bash -c image >"$logs/image.log" 2>&1; then
-            RUST_TEST_THREADS=${E2E_THREADS:-2} tier e2e 25m cargo test --locked --test e2e
-        else
-            tail -n 30 "$logs/image.log"
-            echo "tier e2e: 0 passed, 1 failed (the image could not be built)"
-            broken="$broken e2e"
-            total_failed=$((total_failed + 1))
-        fi ;;
-    esac
-fi
+with_image e2e 25m env RUST_TEST_THREADS="${E2E_THREADS:-2}" cargo test --locked --test e2e
+minutes=${HOWDAH_CHAOS_MINUTES:-2.5}
+with_image chaos $((${minutes%%.*} + 15))m cargo test --locked --test chaos -- --nocapture
 
 [ -z "$broken" ] || echo "failed tiers:$broken; their output is in $logs"
 echo "$total_passed passed, $total_failed failed"

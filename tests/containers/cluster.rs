@@ -134,6 +134,13 @@ impl Cluster {
 
     /// Starts member `number` of `count`.
     pub(crate) fn start_member(&self, number: usize, count: usize, extra: &[&str]) -> Node {
+        let mut settings = self.settings(number, count);
+        settings.extend(extra.iter().map(|line| (*line).to_owned()));
+        self.run_member(number, &settings, &[])
+    }
+
+    /// The environment of member `number` of `count`.
+    pub(crate) fn settings(&self, number: usize, count: usize) -> Vec<String> {
         let name = format!("node{number}");
         let mut settings = vec![
             "PATRONI_SCOPE=demo".to_owned(),
@@ -162,12 +169,18 @@ impl Cluster {
                 ));
             }
         }
-        settings.extend(extra.iter().map(|line| (*line).to_owned()));
-        let mut options = Vec::new();
-        for setting in &settings {
+        settings
+    }
+
+    /// Starts a member with this environment; `more` are further options of docker.
+    pub(crate) fn run_member(&self, number: usize, settings: &[String], more: &[&str]) -> Node {
+        let mut options = more.to_vec();
+        for setting in settings {
             options.extend(["-e", setting.as_str()]);
         }
-        let container = self.lab.run(&name, &image(), &options, &[]);
+        let container = self
+            .lab
+            .run(&format!("node{number}"), &image(), &options, &[]);
         Node {
             container,
             password: SUPERUSER.to_owned(),
@@ -213,7 +226,7 @@ impl Cluster {
 }
 
 /// Three servers; at most two of them may be stopped at once only on purpose.
-fn start_etcd(lab: &Lab) -> Vec<Container> {
+pub(crate) fn start_etcd(lab: &Lab) -> Vec<Container> {
     let members = (1..=3)
         .map(|n| format!("etcd{n}=http://etcd{n}:2380"))
         .collect::<Vec<_>>()

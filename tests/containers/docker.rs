@@ -38,7 +38,7 @@ pub(crate) fn docker<S: AsRef<str>>(args: &[S]) -> String {
     try_docker(args).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn setting(name: &str) -> Option<String> {
+pub(crate) fn setting(name: &str) -> Option<String> {
     std::env::var_os(name)?
         .into_string()
         .ok()

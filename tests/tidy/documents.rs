@@ -80,6 +80,7 @@ fn every_variable_that_is_named_exists() {
         "Makefile",
         "compose",
         "docker",
+        "tests/chaos",
         "tests/containers",
         "tests/e2e",
         "tests/bench",

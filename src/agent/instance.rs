@@ -230,7 +230,8 @@ impl Instance {
             .as_ref()
             .is_some_and(|sample| sample.in_recovery);
         let way = match (&self.follows, standby) {
-            (_, false) => Way::Primary,
+            // It was promoted with recovery settings; to take them away asks for a restart.
+            (_, false) => Way::RunningPrimary,
             (Some(upstream), true) => Way::Standby(upstream),
             (None, true) => Way::AnyStandby,
         };

@@ -62,6 +62,13 @@ fn survives_its_leader(cluster: &mut Cluster, synchronous: usize) {
         assert_eq!(first.port, cluster.nodes[new].port);
         cluster.nodes[old].start();
         cluster.await_healthy();
+        await_synchronous(cluster, synchronous);
+        let pending = "SELECT count(*) FROM pg_settings WHERE pending_restart";
+        assert_eq!(
+            cluster.nodes[new].query(pending),
+            "0",
+            "a new list of standbys asks for no restart"
+        );
     }
     let acks = writer.finish();
     assert!(acks.len() > 100, "only {} rows", acks.len());

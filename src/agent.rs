@@ -5,6 +5,8 @@
 
 mod act;
 mod commands;
+mod contact;
+mod failsafe;
 mod instance;
 mod job;
 mod lease;
@@ -78,6 +80,16 @@ pub struct Agent {
     /// The plan that the running job writes.
     job_plan: Option<Arc<plan::Plan>>,
     peers: peers::Peers,
+    /// The word given to a leader in failsafe mode.
+    pledge: failsafe::Pledge,
+    /// The members' word given to this leader.
+    agreement: failsafe::Agreement,
+    contact: contact::Contact,
+    /// When the store last answered a question that no cache can answer: when it was asked.
+    store_answered: Option<Moment>,
+    /// When a standby's WAL receiver was last seen to have said something.
+    standbys_heard: Option<Moment>,
+    started: Moment,
 
     held: Option<lease::Held>,
     authority: Authority,
@@ -120,20 +132,6 @@ impl Agent {
     /// A turn no later than this.
     fn wake_by(&mut self, at: Moment) {
         self.wake_at = Some(self.wake_at.map_or(at, |sooner| sooner.min(at)));
-    }
-
-    /// name → api_url of all members, me included (spec/dcs.md §2.9).
-    fn failsafe_topology(
-        &self,
-        cluster: &Cluster,
-    ) -> std::collections::BTreeMap<MemberName, String> {
-        let mut topology: std::collections::BTreeMap<MemberName, String> = cluster
-            .members
-            .values()
-            .filter_map(|member| Some((member.name.clone(), member.api_url.clone()?)))
-            .collect();
-        topology.insert(self.me.clone(), self.api_url.clone());
-        topology
     }
 }
 

@@ -9,6 +9,8 @@
 mod bootstrap;
 mod deadline;
 pub mod decision;
+mod failsafe;
+mod isolation;
 mod jobs;
 mod leader;
 pub mod observation;
@@ -48,6 +50,17 @@ fn choose(turn: &mut Turn<'_>) -> (Step, Why) {
             return shutdown::without_store(turn).unwrap_or_else(|| leader::without_store(turn));
         }
     };
+    // Nobody holds the key, and this member has given its word: its leader is whom it gave it to.
+    let promised = failsafe::led_by_promise(turn, cluster);
+    let (step, why) = with_store(turn, promised.as_ref().unwrap_or(cluster));
+    let why = match promised {
+        Some(_) => failsafe::explain(turn, &step, why),
+        None => why,
+    };
+    (step, why)
+}
+
+fn with_store(turn: &mut Turn<'_>, cluster: &crate::cluster::Cluster) -> (Step, Why) {
     turn.remember(cluster);
     None.or_else(|| leader::hold(turn, cluster))
         .or_else(|| jobs::at_work(turn, cluster))
@@ -116,6 +129,13 @@ fn running_standby(turn: &mut Turn<'_>, cluster: &crate::cluster::Cluster) -> (S
 #[must_use]
 pub fn may_write(observation: &Observation) -> bool {
     deadline::is_or_may_become_primary(observation)
+}
+
+/// Whom a leader listens to (name and api_url), because without a word from any of them, and from the store, its commits are held.
+/// Empty: nobody.
+#[must_use]
+pub fn company(observation: &Observation) -> Vec<(crate::types::MemberName, String)> {
+    isolation::company(observation)
 }
 
 /// A concern that passes.

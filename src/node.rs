@@ -452,6 +452,8 @@ pub enum FailsafeOutcome {
     Accepted(Option<Lsn>),
     /// 500 `Running as a leader`.
     RunningAsLeader,
+    /// 500: the store shows this member another leader than the one who asks.
+    AnotherLeads(MemberName),
     /// 502: failsafe mode is off.
     NotEnabled,
 }

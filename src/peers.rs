@@ -22,6 +22,7 @@ use crate::api::Credentials;
 use crate::cluster::wire;
 use crate::config::Config;
 use crate::ha::observation::{Peer, PeerAnswer};
+use crate::node::FailsafePing;
 use crate::types::{Lsn, MemberName, Timeline};
 
 pub use tls::TlsError;
@@ -232,6 +233,33 @@ impl Client {
         }
     }
 
+    /// `POST /failsafe`: whether that member agrees that the sender of `body` goes on as the leader (spec/rest-api.md §13).
+    ///
+    /// # Errors
+    /// Anything but `200 Accepted`.
+    pub async fn agrees(
+        &self,
+        api_url: &str,
+        body: &str,
+        timeout: Duration,
+    ) -> Result<Option<Lsn>, Disagreement> {
+        let answer = self
+            .call(Method::POST, api_url, "failsafe", Some(body), timeout)
+            .await
+            .map_err(|error| Disagreement::Unreachable(error.to_string()))?;
+        if answer.status != 200 || answer.body != "Accepted" {
+            return Err(Disagreement::Refused {
+                status: answer.status,
+                text: answer.body.chars().take(200).collect(),
+            });
+        }
+        Ok(answer
+            .headers
+            .get("lsn")
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Lsn))
+    }
+
     /// Asks all peers for their status at once. Answers, failures included, come through the channel as they arrive; drop the
     /// receiver as soon as the outcome cannot change, and the remaining calls end. Must be called on a runtime.
     #[must_use]
@@ -283,6 +311,39 @@ impl Client {
             Err(CallError::NotSent(_) | CallError::Unanswered(_)) => false,
         }
     }
+}
+
+/// Why a member does not agree to failsafe mode.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Disagreement {
+    /// There was no answer.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It said no.
+    #[error("status {status}: {text}")]
+    Refused {
+        /// The status code.
+        status: u16,
+        /// The beginning of the body.
+        text: String,
+    },
+}
+
+/// The body of `POST /failsafe`.
+#[must_use]
+pub fn failsafe_text(ping: &FailsafePing) -> String {
+    let slots: Map<String, Value> = ping
+        .slots
+        .iter()
+        .map(|(slot, lsn)| (slot.clone(), lsn.0.into()))
+        .collect();
+    serde_json::json!({
+        "name": ping.name.as_str(),
+        "conn_url": ping.conn_url,
+        "api_url": ping.api_url,
+        "slots": slots,
+    })
+    .to_string()
 }
 
 /// Carries [`crate::node::NodeView::instance`] in answers of `/liveness`.

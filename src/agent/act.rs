@@ -30,7 +30,11 @@ impl Agent {
         match step {
             Step::Rest => {}
             Step::AskPeers { whom } => obs.peers = Some(self.ask_peers(&whom).await),
-            Step::Reload => obs.store = self.load(Freshness::Latest).await,
+            Step::AskFailsafe { whom } => self.ask_failsafe(&whom, obs).await,
+            Step::Reload => {
+                obs.store = self.load(Freshness::Latest).await;
+                obs.tried.reloaded = true;
+            }
             Step::Renew => self.renew(obs).await,
             Step::Acquire => self.acquire(obs, Grant::Acquire).await,
             Step::Adopt => self.acquire(obs, Grant::Adopt).await,
@@ -91,15 +95,13 @@ impl Agent {
         F: Future<Output = dcs::Write<T>> + Send,
         T: Send,
     {
-        let budget = self.budget(self.settings.retry_timeout);
-        tokio::time::timeout(budget, call)
-            .await
-            .unwrap_or_else(|_| {
-                dcs::Write::Unknown(dcs::DcsError {
-                    store: self.store.store().to_owned(),
-                    detail: format!("no answer within {} ms", budget.as_millis()),
-                })
+        let budget = self.store_budget();
+        self.patiently(budget, call).await.unwrap_or_else(|waited| {
+            dcs::Write::Unknown(dcs::DcsError {
+                store: self.store.store().to_owned(),
+                detail: format!("no answer within {} ms", waited.as_millis()),
             })
+        })
     }
 
     fn note<T>(&mut self, what: &str, write: &dcs::Write<T>) {
@@ -133,9 +135,20 @@ impl Agent {
                 held.sent = sent;
                 held.expires = sent + ttl;
             }
+            self.heard_store(sent);
+            self.end_agreement(obs);
             self.confirm_lease();
             self.publish_status(obs, None).await;
         }
+    }
+
+    /// The store holds for us again what the members have kept.
+    fn end_agreement(&mut self, obs: &mut Observation) {
+        if self.agreement.until.is_some() {
+            tracing::info!("failsafe mode ends: the store has confirmed the lease");
+        }
+        self.agreement.end();
+        obs.failsafe.agreed_until = None;
     }
 
     /// Tells everyone who depends on the lease how long it holds: the promotion job, init's guard, the API.
@@ -177,6 +190,13 @@ impl Agent {
     async fn acquire(&mut self, obs: &mut Observation, grant: Grant) {
         let sent = clock::now();
         let leader = obs.cluster().and_then(|cluster| cluster.leader.clone());
+        if !self.pledge.may_try(sent) {
+            tracing::warn!(
+                "not trying to get the leader key: another leader has this member's word"
+            );
+            obs.tried.acquire = Some(Outcome::Refused);
+            return;
+        }
         let reply = match (grant, leader) {
             (Grant::Acquire, _) => self.bounded(self.store.acquire()).await,
             (Grant::Take, _) => self.bounded(self.store.take()).await,
@@ -188,7 +208,12 @@ impl Agent {
         if let dcs::Write::Done(lease) = reply {
             self.held = Some(Held::new(lease, sent, self.settings.ttl));
             obs.tried.renew = Some(Outcome::Done);
+            self.heard_store(sent);
+            self.end_agreement(obs);
             self.confirm_lease();
+        }
+        if self.held.is_none() {
+            self.pledge.lost();
         }
         // The decision to promote must use state at least as new as the acquisition (spec/ha.md §23.2).
         obs.store = self.load(Freshness::Latest).await;
@@ -200,6 +225,8 @@ impl Agent {
         if self.held.take().is_some() {
             tracing::warn!("the leader key is not ours any more: {why}");
         }
+        self.agreement.end();
+        self.pledge.lost();
         self.authority.revoke();
         self.publish_not_leader();
     }
@@ -213,6 +240,8 @@ impl Agent {
         let Some(held) = self.held.take() else { return };
         let reply = self.bounded(self.store.release(held.lease)).await;
         self.note("release the leader key", &reply);
+        self.agreement.end();
+        self.pledge.lost();
         tracing::info!("released the leader key: {why}");
         if publish.is_some() {
             // The shutdown checkpoint is written: no commit can follow.
@@ -253,6 +282,9 @@ impl Agent {
             }),
         };
         self.note("hand the leader key over", &reply);
+        if self.held.is_none() {
+            self.pledge.lost();
+        }
         if let dcs::Write::Done(()) = reply {
             tracing::info!(candidate = %to, "handed the leader key over");
             self.disarm_guard();
@@ -335,8 +367,8 @@ impl Agent {
                 self.note("delete the sync key", &reply);
                 outcome(&reply)
             }
-            Write::Failsafe => {
-                let value = wire::failsafe_text(&self.failsafe_topology(&cluster));
+            Write::Failsafe(topology) => {
+                let value = wire::failsafe_text(&topology);
                 self.put(Document::Failsafe, &value, Expect::Anything).await
             }
         };

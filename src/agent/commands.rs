@@ -6,9 +6,8 @@ use crate::clock;
 use crate::ha::decision::{Job, Refused};
 use crate::ha::observation::{JobEnd, Request};
 use crate::node::{
-    Command, FailsafeOutcome, ReinitializeOutcome, RestartConditions, RestartOutcome, Xlog,
+    Command, FailsafeOutcome, ReinitializeOutcome, RestartConditions, RestartOutcome,
 };
-use crate::types::{Lsn, Role};
 
 use super::Agent;
 use super::act::job_name;
@@ -89,8 +88,9 @@ impl Agent {
                 });
                 true
             }
-            Command::FailsafePing { ping, reply } => {
-                send(reply, self.failsafe_answer(&ping));
+            // The clerk has answered it already (`failsafe`).
+            Command::FailsafePing { reply, .. } => {
+                send(reply, FailsafeOutcome::NotEnabled);
                 false
             }
             Command::Citus { reply, .. } => {
@@ -228,23 +228,5 @@ impl Agent {
                 },
             );
         }
-    }
-
-    /// `POST /failsafe` from the primary (spec/ha.md §14).
-    fn failsafe_answer(&mut self, ping: &crate::node::FailsafePing) -> FailsafeOutcome {
-        if !self.settings.failsafe {
-            return FailsafeOutcome::NotEnabled;
-        }
-        if matches!(self.role, Role::Primary | Role::Promoted) {
-            return FailsafeOutcome::RunningAsLeader;
-        }
-        tracing::debug!(from = %ping.name, "failsafe ping");
-        let lsn = self.instance.status().and_then(|status| match status.xlog {
-            Xlog::Standby {
-                received, replayed, ..
-            } => received.max(replayed).known(),
-            Xlog::Primary { location } => location.known(),
-        });
-        FailsafeOutcome::Accepted(lsn.filter(|lsn| *lsn != Lsn::ZERO))
     }
 }

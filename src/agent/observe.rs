@@ -115,8 +115,12 @@ impl Agent {
             Some(Readiness::Accepting) => {
                 self.instance.starting_since = None;
                 let limit = self.budget(SAMPLE_LIMIT.min(self.settings.ttl / 4));
+                let before = self.instance.sample.clone();
                 match self.instance.take_sample(limit).await {
-                    Ok(()) => Process::Up,
+                    Ok(()) => {
+                        self.hear_standbys(before.as_ref());
+                        Process::Up
+                    }
                     Err(error) if error.is_not_yet() => starting(&mut self.instance),
                     Err(error) => {
                         self.counters.postgres_failures += 1;
@@ -131,6 +135,22 @@ impl Agent {
                     }
                 }
             }
+        }
+    }
+
+    /// A standby that has confirmed more since the last look, or just reported, was heard after that look.
+    fn hear_standbys(&mut self, before: Option<&Sample>) {
+        let (Some(before), Some(now)) = (before, &self.instance.sample) else {
+            return;
+        };
+        let spoke = now.walsenders.iter().any(|sender| {
+            before
+                .walsenders
+                .iter()
+                .any(|old| old.pid == sender.pid && old.has_spoken_since(sender))
+        });
+        if spoke {
+            self.standbys_heard = self.standbys_heard.max(Some(before.at));
         }
     }
 

@@ -111,7 +111,7 @@ impl Agent {
     async fn touch_member(&mut self, obs: &Observation) {
         let value = wire::member_text(&self.member(obs));
         let budget = self.budget(self.settings.retry_timeout.min(Duration::from_secs(2)));
-        match tokio::time::timeout(budget, self.store.put_member(&value)).await {
+        match self.patiently(budget, self.store.put_member(&value)).await {
             Ok(Write::Done(())) => {}
             Ok(Write::Refused(refusal)) => {
                 tracing::warn!(?refusal, "the store refuses my member key")
@@ -159,12 +159,8 @@ impl Agent {
         }
         let value = wire::status_text(&status);
         let budget = self.budget(Duration::from_secs(1));
-        match tokio::time::timeout(
-            budget,
-            self.store.put(Document::Status, &value, Expect::Anything),
-        )
-        .await
-        {
+        let writing = self.store.put(Document::Status, &value, Expect::Anything);
+        match self.patiently(budget, writing).await {
             Ok(Write::Done(_)) => {}
             Ok(Write::Refused(refusal)) => {
                 tracing::warn!(?refusal, "the store refuses the status key")
@@ -254,6 +250,12 @@ impl Agent {
         next.postgres = status;
         next.system_id = self.instance.system_id();
         next.leader_until = leader_until;
+        next.failsafe_until = self.failsafe_until(clock::now());
+        next.failsafe_topology = self
+            .last_cluster
+            .as_ref()
+            .and_then(|cluster| cluster.failsafe.clone())
+            .map(Arc::new);
         next.snapshot = snapshot;
         next.dcs_last_seen = self.store_heard_wall;
         next.dcs_error = self.store_error.clone();

@@ -8,14 +8,18 @@ use std::time::Duration;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::dcs::{Freshness, news};
-use crate::ha::observation::{Observation, Outcome, StoreView, Tried};
+use crate::ha::observation::{Heard, Observation, Outcome, StoreView, Tried};
 use crate::ha::{self, Step};
+use crate::types::Moment;
 
 use super::act::Next;
 use super::{Agent, End};
 
 /// A turn that has not come to rest after this many steps is a bug in the core; it ends, says so, and the next turn starts afresh.
 const STEPS_MAX: u32 = 24;
+
+/// How much longer a call of the store is waited for when every other member is silent.
+const WHEN_ALONE: Duration = Duration::from_millis(500);
 
 /// What woke the loop. Closed: everything that can start a turn is in this list.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ enum Wake {
     Reload,
     /// SIGTERM or SIGINT.
     Stop,
+    /// No other member answers any more.
+    Silence,
 }
 
 impl Agent {
@@ -71,6 +77,7 @@ impl Agent {
             },
             () = postmaster => Wake::PostmasterExit,
             () = self.job.changed() => Wake::Job,
+            () = self.contact.fell_silent() => Wake::Silence,
             Some(command) = self.commands.recv() => Wake::Command(command),
             changed = self.changes.changed() => {
                 if changed.is_err() {
@@ -86,7 +93,7 @@ impl Agent {
     /// Takes the event in; `true` = a turn is due.
     async fn absorb(&mut self, wake: Wake) -> bool {
         match wake {
-            Wake::Timer | Wake::Job => true,
+            Wake::Timer | Wake::Job | Wake::Silence => true,
             Wake::PostmasterExit => {
                 self.instance.forget_postmaster();
                 true
@@ -139,22 +146,58 @@ impl Agent {
         }
     }
 
+    /// The same for one call of the store. A leader that may have to ask the members instead keeps two thirds of its time for that.
+    pub(super) fn store_budget(&self) -> Duration {
+        let wanted = self.settings.retry_timeout;
+        match &self.held {
+            Some(held) if self.may_need_failsafe() => {
+                let act_by = held.expires_less(self.settings.stop_margin);
+                let third = act_by.since(clock::now()) / 3;
+                self.budget(wanted.min(third.max(Duration::from_millis(200))))
+            }
+            Some(_) | None => self.budget(wanted),
+        }
+    }
+
+    /// Awaits a call of the store within `budget`; only a moment longer once every other member has fallen silent as well: then this
+    /// leader may be alone, and its commits are at stake. `Err`: the time waited.
+    pub(super) async fn patiently<F: Future>(
+        &self,
+        budget: Duration,
+        call: F,
+    ) -> Result<F::Output, Duration> {
+        let began = clock::now();
+        let alone = async {
+            self.contact.silence().await;
+            tokio::time::sleep(WHEN_ALONE).await;
+        };
+        tokio::select! {
+            biased;
+            answer = call => Ok(answer),
+            () = tokio::time::sleep(budget) => Err(clock::now().since(began)),
+            () = alone => Err(clock::now().since(began)),
+        }
+    }
+
     /// Reads the store.
     pub(super) async fn load(&mut self, freshness: Freshness) -> StoreView {
-        let budget = self.budget(self.settings.retry_timeout);
-        let error = match tokio::time::timeout(budget, self.store.load(freshness)).await {
+        let asked = clock::now();
+        let budget = self.store_budget();
+        let loading = self.patiently(budget, self.store.load(freshness)).await;
+        let error = match loading {
             Ok(Ok(cluster)) => {
-                if self.store_error.take().is_some() {
-                    tracing::info!(store = self.store.store(), "the store answers again");
+                if freshness == Freshness::Latest {
+                    self.heard_store(asked);
                 }
+                self.answers_again();
                 self.remember(cluster.clone());
                 return StoreView::Fresh(cluster);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!(
+            Err(waited) => format!(
                 "{}: no answer within {} ms",
                 self.store.store(),
-                budget.as_millis()
+                waited.as_millis()
             ),
         };
         self.counters.dcs_failures += 1;
@@ -165,6 +208,17 @@ impl Agent {
         self.silent()
     }
 
+    /// The store itself answered what it was asked then.
+    pub(super) fn heard_store(&mut self, asked: Moment) {
+        self.store_answered = self.store_answered.max(Some(asked));
+    }
+
+    pub(super) fn answers_again(&mut self) {
+        if self.store_error.take().is_some() {
+            tracing::info!(store = self.store.store(), "the store answers again");
+        }
+    }
+
     /// The store as silent since it last answered.
     pub(super) fn silent(&self) -> StoreView {
         StoreView::Silent {
@@ -173,7 +227,7 @@ impl Agent {
         }
     }
 
-    fn remember(&mut self, cluster: Cluster) {
+    pub(super) fn remember(&mut self, cluster: Cluster) {
         self.store_heard = Some(clock::now());
         self.store_heard_wall = clock::wall();
         self.last_cluster = Some(Arc::new(cluster));
@@ -183,6 +237,7 @@ impl Agent {
     async fn turn(&mut self) -> Option<End> {
         let began = clock::now();
         self.counters.turns += 1;
+        self.pledge.note_ttl(self.settings.ttl);
         self.job.collect().await;
         self.settle_job().await;
         let leading = self.held.is_some();
@@ -190,7 +245,7 @@ impl Agent {
             .last_cluster
             .as_ref()
             .is_some_and(|cluster| !cluster.is_unlocked());
-        let freshness = if leading || led {
+        let freshness = if (leading || led) && !self.contact.is_silent() {
             Freshness::Recent
         } else {
             Freshness::Latest
@@ -208,6 +263,8 @@ impl Agent {
             obs.now = clock::now();
             obs.wall = clock::wall();
             obs.lease = self.held.as_ref().map(super::lease::Held::view);
+            obs.failsafe = self.failsafe_view(obs.now);
+            obs.heard = self.heard();
             let decision = ha::decide(&obs, &self.memory);
             self.memory = decision.memory;
             why = decision.why;
@@ -236,6 +293,7 @@ impl Agent {
             self.wake_by(at);
         }
         self.tend_guard(&obs);
+        self.contact.listen_to(ha::company(&obs));
         self.finish(began, &obs, &why).await;
         if end.is_none() {
             self.upkeep(&mut obs).await;
@@ -268,6 +326,17 @@ impl Agent {
                 .map(|pending| pending.request.clone())
                 .collect(),
             stopping: self.stopping,
+            failsafe: self.failsafe_view(clock::now()),
+            heard: self.heard(),
+            agent_since: self.started,
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        Heard {
+            store: self.store_answered,
+            members: self.contact.heard(),
+            standbys: self.standbys_heard,
         }
     }
 }

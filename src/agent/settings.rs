@@ -39,6 +39,7 @@ pub(super) fn core_settings(
             SynchronousMode::Quorum => Synchronous::Quorum { strict, count },
         },
         failsafe: dynamic.failsafe_mode,
+        isolation_hold: dynamic.isolation_hold,
         max_timelines_history: dynamic.max_timelines_history,
         standby_cluster: dynamic
             .standby_cluster

@@ -16,7 +16,14 @@ const SLOT_LIMIT: Duration = Duration::from_secs(2);
 impl Agent {
     /// Creates, advances and drops member slots of a running server (spec/ha.md §16.2).
     pub(super) async fn keep_slots(&mut self, obs: &Observation) {
-        let Some(cluster) = obs.cluster() else { return };
+        let word = self.pledge.word(obs.now);
+        // In failsafe mode with what was last known (spec/ha.md §5.13); then nothing is dropped.
+        let known = obs.cluster().or_else(|| {
+            let agreed = self.agreement.until.is_some() || word.is_some();
+            self.last_cluster.as_deref().filter(|_| agreed)
+        });
+        let Some(cluster) = known else { return };
+        let stale = obs.cluster().is_none();
         let Some(sample) = self.instance.sample.clone() else {
             return;
         };
@@ -30,20 +37,28 @@ impl Agent {
                 name: member.name.clone(),
                 replicatefrom: member.tags.replicatefrom.clone(),
                 nostream: member.tags.nostream,
-                position: member.xlog_location,
+                position: member
+                    .xlog_location
+                    .max(self.agreement.positions.get(&member.name).copied()),
             })
             .collect();
         let is_leader = self.held.is_some();
+        let promised = word
+            .as_ref()
+            .filter(|_| stale || cluster.is_unlocked())
+            .filter(|_| !is_leader);
         let inputs = SlotInputs {
             me: &self.me,
             is_leader,
-            leader: cluster.leader.as_ref().map(|leader| &leader.name),
+            leader: promised
+                .map(|word| &word.promise.leader)
+                .or(cluster.leader.as_ref().map(|leader| &leader.name)),
             nofailover: self.tags.never_leads(),
             members: &members,
             use_slots: self.settings.use_slots,
             retain: !self.dynamic.member_slots_ttl.is_zero(),
             retained: &cluster.status.retain_slots,
-            published: &cluster.status.slots,
+            published: promised.map_or(&cluster.status.slots, |word| &word.slots),
             version: sample.version,
         };
         let mut desired = slots::desired(&inputs);
@@ -96,8 +111,8 @@ impl Agent {
             desired: &desired.slots,
             permanent: &permanent,
             ignored: &ignored,
-            paused: self.settings.pause,
-            may_drop_xmin: !cluster.is_unlocked() && (!is_leader || writable),
+            paused: self.settings.pause || stale,
+            may_drop_xmin: !stale && !cluster.is_unlocked() && (!is_leader || writable),
             version: sample.version,
         });
         if actions.is_empty() {

@@ -124,6 +124,8 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     });
     let changes = store.changes();
     let leaving = Arc::clone(&store);
+    let pledge = super::failsafe::Pledge::default();
+    let commands = super::failsafe::clerk(commands, pledge.clone(), view.subscribe());
     let agent = Agent {
         me: config.name.clone(),
         conn_url: config.postgresql.conn_url(),
@@ -149,7 +151,13 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         job: JobSlot::new(),
         patience: super::job::Patience::default(),
         job_plan: None,
+        contact: super::contact::Contact::new(client.clone()),
         peers: Peers::new(client),
+        pledge,
+        agreement: super::failsafe::Agreement::default(),
+        store_answered: None,
+        standbys_heard: None,
+        started: now,
         held: None,
         authority: Authority::new(),
         guard,

@@ -593,6 +593,9 @@ pub(super) async fn failsafe(State(api): State<Arc<Api>>, request: Request) -> A
             Ok(response)
         }
         FailsafeOutcome::RunningAsLeader => Err(api.text(500, "Running as a leader")),
+        FailsafeOutcome::AnotherLeads(leader) => {
+            Err(api.text(500, &format!("{leader} holds the leader lock")))
+        }
         FailsafeOutcome::NotEnabled => Err(error_page(
             502,
             "Bad Gateway",

@@ -112,6 +112,8 @@ pub struct Dynamic {
     pub primary_race_backoff: Duration,
     /// Failsafe mode.
     pub failsafe_mode: bool,
+    /// A leader that hears neither the store nor any member lets its commits wait. Howdah's own.
+    pub isolation_hold: bool,
     /// Maintenance mode.
     pub pause: bool,
     /// `Off` in a standby cluster, whatever is asked for.
@@ -149,6 +151,7 @@ impl Default for Dynamic {
             primary_stop_timeout: None,
             primary_race_backoff: Duration::ZERO,
             failsafe_mode: false,
+            isolation_hold: true,
             pause: false,
             synchronous_mode: SynchronousMode::Off,
             synchronous_mode_strict: false,
@@ -218,6 +221,7 @@ impl Dynamic {
             .filter(|t| !t.is_zero()),
             primary_race_backoff: read.seconds("primary_race_backoff", 0),
             failsafe_mode: read.boolean("failsafe_mode"),
+            isolation_hold: read.boolean_or("isolation_hold", true),
             pause: read.boolean("pause"),
             synchronous_mode: if standby_cluster.is_some() {
                 SynchronousMode::Off
@@ -383,14 +387,19 @@ impl<'a> Lenient<'a> {
 
     /// A "mode": anything unreadable is off (§1.2).
     fn boolean(&mut self, key: &str) -> bool {
+        self.boolean_or(key, false)
+    }
+
+    fn boolean_or(&mut self, key: &str, default: bool) -> bool {
         let Some(given) = self.get(key) else {
-            return false;
+            return default;
         };
         value::parse_bool(given).unwrap_or_else(|| {
             let shown = value::text(given);
+            let instead = if default { "on" } else { "off" };
             self.warnings
-                .push(format!("{key}={shown} is not a boolean, using off"));
-            false
+                .push(format!("{key}={shown} is not a boolean, using {instead}"));
+            default
         })
     }
 
@@ -591,6 +600,7 @@ mod tests {
         );
         assert_eq!(dynamic.maximum_lag_on_failover, 1_048_576);
         assert!(dynamic.pause && !dynamic.failsafe_mode && dynamic.synchronous_mode_strict);
+        assert!(dynamic.isolation_hold, "on unless it is switched off");
         assert_eq!(dynamic.synchronous_mode, SynchronousMode::Quorum);
         assert_eq!(dynamic.synchronous_node_count, 1);
         assert_eq!(dynamic.primary_start_timeout, Duration::ZERO);

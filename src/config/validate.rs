@@ -501,6 +501,7 @@ impl<'a> Checker<'a> {
                 Must::Integer(least, i64::MAX),
             );
         }
+        self.optional("bootstrap.dcs.isolation_hold", Must::Boolean);
         self.optional("bootstrap.dcs.synchronous_mode_strict", Must::Boolean);
         if let Some(ttl) = self.get("bootstrap.dcs.member_slots_ttl")
             && value::parse_int(ttl, Some("s")).is_none_or(|ttl| ttl < 0)

@@ -742,6 +742,12 @@ fn build() -> Vec<Variable> {
             Is("false"),
             "Keep the primary while the store is down and all members agree.",
         ),
+        (
+            "isolation_hold",
+            Boolean,
+            Is("true"),
+            "A primary that hears neither the store nor any other member lets commits wait.",
+        ),
         ("pause", Boolean, Is("false"), "Start in maintenance mode."),
         (
             "synchronous_mode",

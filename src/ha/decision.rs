@@ -1,5 +1,6 @@
 //! The whole output of the core: one step, its reason, and the memory for the next call.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -31,6 +32,12 @@ pub enum Step {
     /// [`Peer`]: super::observation::Peer
     AskPeers {
         /// Whom, where, and how long.
+        whom: Vec<Asked>,
+    },
+    /// Failsafe mode: ask these members whether this leader may go on, all in parallel and together with the store if that is silent.
+    /// If every one of them agrees, the lease holds for another ttl from the moment of asking.
+    AskFailsafe {
+        /// All others of the topology; nobody = agreed.
         whom: Vec<Asked>,
     },
     /// Read the store again (linearizable), then decide again.
@@ -116,8 +123,8 @@ pub enum Write {
     Sync(SyncState),
     /// Remove the `sync` document.
     DropSync,
-    /// Write `failsafe`.
-    Failsafe,
+    /// Write `failsafe`: name → api_url of all members, this one included.
+    Failsafe(BTreeMap<MemberName, String>),
 }
 
 /// Long work. One at a time; cancellable; never in the loop.
@@ -274,6 +281,34 @@ pub enum Why {
     StoreSilentPaused,
     /// A primary without a lease while the store is silent.
     PrimaryWithoutLease,
+
+    // Failsafe mode.
+    /// The topology is not what is published.
+    WritingFailsafe,
+    /// The store does not answer: may this leader go on?
+    AskingFailsafe,
+    /// All members agreed.
+    FailsafeLeading { until: Moment },
+    /// Not all of them did.
+    FailsafeRefused { until: Moment },
+    /// The store is back, the key is not.
+    FailsafeTakesKeyBack,
+    /// Nobody holds the key, but this member gave its word to a leader.
+    BoundByFailsafe { leader: MemberName },
+    /// Not in the published topology.
+    NotInFailsafe,
+    /// What this agent's predecessor promised is not known, and somebody does not answer.
+    FailsafeUncertain { silent: MemberName },
+    /// The members are bound to this leader.
+    SwitchoverWaits,
+
+    // A leader that hears nobody.
+    /// Commits are to wait from now on.
+    HoldingCommits,
+    /// Commits wait.
+    CommitsHeld,
+    /// The lease is confirmed: they go on.
+    ReleasingCommits,
 
     // Jobs.
     /// A job runs with the lease held.
@@ -573,6 +608,38 @@ impl fmt::Display for Why {
             Why::PrimaryWithoutLease => {
                 f.write_str("demoting self because DCS is not accessible and there is no lease on record")
             }
+            Why::WritingFailsafe => f.write_str("publishing the members for failsafe mode"),
+            Why::AskingFailsafe => {
+                f.write_str("DCS is not accessible; asking all members whether I may go on as the leader")
+            }
+            Why::FailsafeLeading { .. } => f.write_str(
+                "continue to run as a leader because failsafe mode is enabled and all members are accessible",
+            ),
+            Why::FailsafeRefused { .. } => f.write_str(
+                "DCS is not accessible and not all members agree to failsafe mode; continuing as the leader until the lease ends",
+            ),
+            Why::FailsafeTakesKeyBack => {
+                f.write_str("DCS is accessible again; taking the leader lock back that failsafe mode has kept for me")
+            }
+            Why::BoundByFailsafe { leader } => write!(
+                f,
+                "following {leader}, which leads in failsafe mode, although nobody holds the leader lock"
+            ),
+            Why::NotInFailsafe => {
+                f.write_str("not healthy enough for leader race: not among the members of failsafe mode")
+            }
+            Why::FailsafeUncertain { silent } => write!(
+                f,
+                "not racing yet: {silent} does not answer and may have been promised failsafe mode before this agent was started"
+            ),
+            Why::SwitchoverWaits => {
+                f.write_str("a switchover waits: the members are still bound to me by failsafe mode")
+            }
+            Why::HoldingCommits => {
+                f.write_str("neither the store nor any member answers: commits wait until they do, or until I am demoted")
+            }
+            Why::CommitsHeld => f.write_str("neither the store nor any member answers; commits wait"),
+            Why::ReleasingCommits => f.write_str("the lock is confirmed: commits that were held go on"),
             Why::BusyLeading { job } => write!(f, "lock updated during {job}"),
             Why::Busy { job } => write!(f, "{job} in progress"),
             Why::LostBeforePromote => f.write_str("lost leader before promote"),

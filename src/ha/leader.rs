@@ -7,7 +7,7 @@ use crate::types::{Role, Timeline};
 use super::decision::{Job, Step, StopMode, StopPurpose, Why, Write};
 use super::observation::{JobView, Outcome, Position, Process};
 use super::turn::{Choice, Turn, stop};
-use super::{PASS, deadline, standby, switchover, sync};
+use super::{PASS, deadline, failsafe, isolation, standby, switchover, sync};
 
 /// Keeps the record of the lease in step with the snapshot, and renews it.
 pub(super) fn hold(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
@@ -17,9 +17,16 @@ pub(super) fn hold(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         let lost = obs.tried.renew == Some(Outcome::Refused)
             || obs.tried.release.is_some()
             || obs.tried.hand_over.is_some();
-        let adopt = mine && !lost && obs.tried.acquire.is_none() && !obs.stopping;
+        let adopt = mine
+            && !lost
+            && obs.tried.acquire.is_none()
+            && !obs.stopping
+            && failsafe::promise(turn).is_none();
         return adopt.then_some((Step::Adopt, Why::KeyIsMine));
     };
+    if let Some(choice) = failsafe::take_back(turn, cluster) {
+        return Some(choice);
+    }
     if !mine {
         let why = cluster
             .leader
@@ -35,27 +42,36 @@ pub(super) fn hold(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     {
         turn.wake_by(deadline);
     }
+    let due = deadline::renewal_due(lease, &obs.settings, obs.now) || failsafe::is_agreed(turn);
     match obs.tried.renew {
-        None if deadline::renewal_due(lease, &obs.settings, obs.now) => {
-            Some((Step::Renew, Why::RenewalDue))
-        }
+        None if due => Some((Step::Renew, Why::RenewalDue)),
         None | Some(Outcome::Done) => PASS,
         Some(Outcome::Refused) => Some((Step::ForgetLease, Why::RenewalRefused)),
         // Nothing that only a leader may do is begun on a lease of which the last word is doubt; a stop on its way goes on.
-        Some(Outcome::Unknown) => match &obs.job {
-            JobView::Running { .. } => PASS,
-            JobView::Idle | JobView::Finished { .. } if obs.stopping => PASS,
-            JobView::Idle | JobView::Finished { .. } => {
-                turn.wake_in(500);
-                Some((
-                    Step::Rest,
-                    Why::RenewalUnanswered {
-                        until: turn.deadline().unwrap_or(obs.now),
-                    },
-                ))
-            }
-        },
+        Some(Outcome::Unknown) => unanswered(turn),
     }
+}
+
+fn unanswered(turn: &mut Turn<'_>) -> Choice {
+    if let Some(choice) = failsafe::ask(turn) {
+        return Some(choice);
+    }
+    match &turn.obs.job {
+        JobView::Running { .. } => return PASS,
+        JobView::Idle | JobView::Finished { .. } if turn.obs.stopping => return PASS,
+        JobView::Idle | JobView::Finished { .. } => {}
+    }
+    turn.wake_in(500);
+    if let Some(choice) = isolation::release_by_agreement(turn).or_else(|| isolation::hold(turn)) {
+        return Some(choice);
+    }
+    let until = turn.deadline().unwrap_or(turn.obs.now);
+    let why = match failsafe::standing(turn) {
+        _ if isolation::is_held(turn.obs) => Why::CommitsHeld,
+        Some(why) => why,
+        None => Why::RenewalUnanswered { until },
+    };
+    Some((Step::Rest, why))
 }
 
 /// The store is silent: the lease covers a primary to its end (then `deadline` stops it), nothing else is begun.
@@ -67,10 +83,17 @@ pub(super) fn without_store(turn: &mut Turn<'_>) -> (Step, Why) {
     match turn.deadline() {
         Some(until) => {
             turn.wake_by(until);
-            let why = if writable {
-                Why::StoreSilentLeading { until }
-            } else {
-                Why::StoreSilent
+            if let Some(choice) = failsafe::ask(turn)
+                .or_else(|| isolation::release_by_agreement(turn))
+                .or_else(|| isolation::hold(turn))
+            {
+                return choice;
+            }
+            let why = match failsafe::standing(turn) {
+                _ if !writable => Why::StoreSilent,
+                _ if isolation::is_held(turn.obs) => Why::CommitsHeld,
+                Some(why) => why,
+                None => Why::StoreSilentLeading { until },
             };
             (Step::Rest, why)
         }
@@ -130,6 +153,7 @@ pub(super) fn repair(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
 /// The leader runs as a primary.
 pub(super) fn primary(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline) -> (Step, Why) {
     turn.memory.abdicating = false;
+    isolation::listen(turn);
     if let Some(choice) = watchdog(turn) {
         return choice;
     }
@@ -148,7 +172,10 @@ pub(super) fn steady(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline)
     repair(turn, cluster)
         .or_else(|| switchover::on_request(turn, cluster))
         .or_else(|| history(turn, cluster, timeline))
+        .or_else(|| failsafe::publish(turn, cluster))
+        .or_else(|| isolation::release(turn))
         .or_else(|| sync::keep(turn, cluster))
+        .or_else(|| switchover::waits(turn, cluster))
 }
 
 fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {

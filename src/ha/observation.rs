@@ -42,6 +42,47 @@ pub struct Observation {
     pub requests: Vec<Request>,
     /// The agent was told to stop (SIGTERM, SIGINT).
     pub stopping: bool,
+    /// What failsafe mode has agreed on.
+    pub failsafe: FailsafeView,
+    /// Who was last heard, for a leader that may be alone.
+    pub heard: Heard,
+    /// When this agent was started: what it promised before is not known.
+    pub agent_since: Moment,
+}
+
+/// Failsafe mode as this node knows it (spec/ha.md §14).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FailsafeView {
+    /// As a member: the word given to a leader.
+    pub promise: Option<Promise>,
+    /// As the leader: all members agreed since the store last confirmed the lease; their word holds until then.
+    pub agreed_until: Option<Moment>,
+    /// As the leader: some member may still be bound by its word until then (in the future).
+    pub bound_until: Option<Moment>,
+}
+
+/// The word of a member: it does not try to get the leader key before `until`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promise {
+    /// Given to whom.
+    pub leader: MemberName,
+    /// Its conn_url.
+    pub conn_url: String,
+    /// Its api_url.
+    pub api_url: String,
+    /// One ttl after it was given.
+    pub until: Moment,
+}
+
+/// When somebody was last heard: the time at which what was answered had been asked, never later than the answer. `None`: not yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// The store itself, not its cached picture.
+    pub store: Option<Moment>,
+    /// Any other member's REST API.
+    pub members: Option<Moment>,
+    /// Any member's WAL receiver.
+    pub standbys: Option<Moment>,
 }
 
 impl Observation {
@@ -82,6 +123,8 @@ pub struct Settings {
     pub synchronous: Synchronous,
     /// Failsafe mode.
     pub failsafe: bool,
+    /// A leader that hears nobody lets its commits wait.
+    pub isolation_hold: bool,
     /// Entries kept in the history document; zero = all.
     pub max_timelines_history: usize,
     /// `standby_cluster` is set: never promote, follow this instead.
@@ -169,6 +212,11 @@ pub struct Tried {
     pub release: Option<Outcome>,
     /// Outcome of a change of `synchronous_standby_names` in this turn: `Done` = seen in force, `Unknown` = written, not seen yet.
     pub names: Option<Outcome>,
+    /// Outcome of asking the members in failsafe mode: `Done` = all agreed, and the lease was extended; `Unknown` = the store answered
+    /// first.
+    pub failsafe: Option<Outcome>,
+    /// The store was read again by [`super::Step::Reload`].
+    pub reloaded: bool,
     /// Steps carried out in this turn so far.
     pub steps: u32,
 }
@@ -572,6 +620,12 @@ pub struct Memory {
     pub(super) sync_sent: Option<Option<crate::types::Revision>>,
     /// A write of `sync` based on this revision was not answered then: it may still happen.
     pub(super) sync_doubt: Option<(Option<crate::types::Revision>, Moment)>,
+    /// When failsafe mode was last seen to be on.
+    pub(super) failsafe_on: Option<Moment>,
+    /// A failsafe topology was sent in this turn.
+    pub(super) failsafe_sent: Option<BTreeMap<MemberName, String>>,
+    /// Members (with their addresses) of topologies whose writes were not answered then.
+    pub(super) failsafe_doubt: BTreeMap<MemberName, (String, Moment)>,
     /// Since when this standby asks to be released from synchronous duty before it stops.
     pub(super) leaving: Option<Moment>,
     /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.

@@ -9,6 +9,7 @@ use crate::types::{Lsn, MemberName, Timeline};
 
 use super::PASS;
 use super::decision::{Asked, Step, Why};
+use super::failsafe;
 use super::observation::{Outcome, PeerAnswer, Position};
 use super::standby;
 use super::switchover::in_force;
@@ -124,6 +125,9 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if obs.tags.never_leads() {
         return Some((Step::Rest, Why::NoFailover));
     }
+    if failsafe::is_left_out(turn, cluster) {
+        return Some((Step::Rest, Why::NotInFailsafe));
+    }
     if let Some(why) = super::recovery::must_not_lead(turn, cluster) {
         return Some((Step::Rest, why));
     }
@@ -182,6 +186,9 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     if let Some(why) = objection(turn, cluster, &answers) {
         return (Step::Rest, why);
     }
+    if let Some(choice) = failsafe::forgotten_word(turn, cluster, &answers) {
+        return choice;
+    }
     (Step::Acquire, Why::Racing)
 }
 
@@ -219,6 +226,8 @@ fn voters(turn: &Turn<'_>, cluster: &Cluster, request: Option<&FailoverRequest>)
             }));
         }
     }
+    let more = failsafe::more_voters(turn, cluster, &voters);
+    voters.extend(more);
     voters
 }
 

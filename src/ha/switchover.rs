@@ -44,6 +44,9 @@ pub(super) fn on_request(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if request.candidate.is_none() && turn.paused() {
         return refuse("a switchover needs a candidate while the cluster is paused");
     }
+    if turn.obs.failsafe.bound_until.is_some() {
+        return PASS;
+    }
     let whom = turn.candidates(cluster, request.candidate.as_ref());
     let able = match turn.able_to_lead(cluster, whom, None) {
         Err(whom) => return Some((Step::AskPeers { whom }, Why::AskingCandidates)),
@@ -74,6 +77,17 @@ pub(super) fn on_request(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             ))
         }
     }
+}
+
+/// A request that is due waits for the members' word to run out: until then none of them takes the key (`failsafe`).
+pub(super) fn waits(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let until = turn.obs.failsafe.bound_until?;
+    match schedule(turn, cluster.failover.as_ref()?) {
+        Due::Now => {}
+        Due::Later | Due::Never(_) => return PASS,
+    }
+    turn.wake_by(until);
+    Some((Step::Rest, Why::SwitchoverWaits))
 }
 
 fn refuse(because: &'static str) -> Choice {

@@ -19,6 +19,7 @@ use crate::types::{Lsn, MemberName, PgState, PgVersion};
 
 use super::PASS;
 use super::decision::{Step, Why, Write};
+use super::isolation;
 use super::observation::{
     InForce, Outcome, Position, Replication, StandbyNames, Standing, Synchronous,
 };
@@ -225,7 +226,7 @@ fn required(names: Option<&Names>) -> (usize, Nodes) {
     let listed: Nodes = names
         .names
         .iter()
-        .filter(|name| name.as_str() != NOBODY)
+        .filter(|name| name.as_str() != NOBODY && name.as_str() != isolation::HELD)
         .filter_map(|name| MemberName::new(name.as_str()).ok())
         .map(|name| Node::from(&name))
         .collect();
@@ -313,7 +314,7 @@ fn assign(names: StandbyNames) -> (Step, Why) {
     (Step::SetSynchronousNames(names), why)
 }
 
-fn is_lease_confirmed(turn: &Turn<'_>) -> bool {
+pub(super) fn is_lease_confirmed(turn: &Turn<'_>) -> bool {
     let done = |outcome| match outcome {
         Some(Outcome::Done) => true,
         None | Some(Outcome::Refused | Outcome::Unknown) => false,

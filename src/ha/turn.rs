@@ -16,7 +16,7 @@ use super::{deadline, sync};
 pub(super) type Choice = Option<(Step, Why)>;
 
 /// How long a living member may take to answer (spec/ha.md §6.2).
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// The same for a member whose key is gone: most likely it is dead, and the election waits for it.
 const PATIENCE_ABSENT: Duration = Duration::from_millis(100);
 
@@ -54,6 +54,9 @@ impl<'a> Turn<'a> {
 
     /// Updates what later turns need to know of this one.
     pub(super) fn remember(&mut self, cluster: &Cluster) {
+        if self.obs.settings.failsafe {
+            self.memory.failsafe_on = Some(self.obs.now);
+        }
         if let Some(leader) = &cluster.leader {
             if self.memory.last_led != cluster.members {
                 self.memory.last_led.clone_from(&cluster.members);
@@ -65,6 +68,8 @@ impl<'a> Turn<'a> {
             self.memory.yield_until = None;
         }
         if self.obs.lease.is_none() {
+            self.memory.failsafe_sent = None;
+            self.memory.failsafe_doubt.clear();
             self.memory.watchdog_tried = false;
             self.memory.sync_sent = None;
         }

@@ -88,6 +88,24 @@ pub struct Sender {
     pub flushed: Option<Lsn>,
     /// Replayed there.
     pub replayed: Option<Lsn>,
+    /// When its last message was sent, by its own clock; from 12 on.
+    pub replied: Option<String>,
+}
+
+impl Sender {
+    /// A later row of the same process tells of a message that has come in between.
+    #[must_use]
+    pub fn has_spoken_since(&self, later: &Sender) -> bool {
+        let said = |sender: &Sender| {
+            (
+                sender.written,
+                sender.flushed,
+                sender.replayed,
+                sender.replied.clone(),
+            )
+        };
+        said(self) != said(later)
+    }
 }
 
 /// One row of `pg_replication_slots`. `None`: null, or this release has no such column.
@@ -416,6 +434,7 @@ fn sender(row: &Map<String, Value>) -> Sender {
         written: either("write_lsn", "write_location"),
         flushed: either("flush_lsn", "flush_location"),
         replayed: either("replay_lsn", "replay_location"),
+        replied: string(row, "reply_time"),
     }
 }
 

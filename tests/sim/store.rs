@@ -292,7 +292,7 @@ impl Store {
             }
             // These clusters are asynchronous.
             Write::Sync(_) => false,
-            Write::DropSync | Write::Failsafe => true,
+            Write::DropSync | Write::Failsafe(_) => true,
         }
     }
 

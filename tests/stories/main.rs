@@ -70,12 +70,16 @@ fn answer(decision: &Decision) -> String {
 
 /// The step without the noise of addresses.
 fn step(step: &Step) -> String {
-    if let Step::AskPeers { whom } = step {
+    if let Step::AskPeers { whom } | Step::AskFailsafe { whom } = step {
+        let verb = match step {
+            Step::AskPeers { .. } => "AskPeers",
+            _ => "AskFailsafe",
+        };
         let names: Vec<String> = whom
             .iter()
             .map(|asked| format!("{}:{}ms", asked.name, asked.patience.as_millis()))
             .collect();
-        return format!("AskPeers {}", names.join(" "));
+        return format!("{verb} {}", names.join(" "));
     }
     let mut text = format!("{step:?}");
     for name in ["a", "b", "c"] {

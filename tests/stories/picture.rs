@@ -9,10 +9,10 @@ use howdah::cluster::{
 };
 use howdah::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
 use howdah::ha::observation::{
-    Acknowledged, Connection, Control, ControlState, Directory, Divergence, JobEnd, JobView,
-    LeaseView, Local, Observation, Outcome, Peer, PeerAnswer, Position, Process, Replication,
-    Request, Settings, StandbyNames, Standing, StoreView, Synchronous, Tried, Upstream,
-    WatchdogView,
+    Acknowledged, Connection, Control, ControlState, Directory, Divergence, FailsafeView, Heard,
+    JobEnd, JobView, LeaseView, Local, Observation, Outcome, Peer, PeerAnswer, Position, Process,
+    Promise, Replication, Request, Settings, StandbyNames, Standing, StoreView, Synchronous, Tried,
+    Upstream, WatchdogView,
 };
 use howdah::types::{
     Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Revision, Role, SystemId,
@@ -134,6 +134,7 @@ impl Picture {
                 pause: false,
                 synchronous: Synchronous::Off,
                 failsafe: false,
+                isolation_hold: true,
                 max_timelines_history: 0,
                 standby_cluster: None,
                 may_bootstrap: true,
@@ -185,6 +186,9 @@ impl Picture {
             },
             requests: Vec::new(),
             stopping: false,
+            failsafe: FailsafeView::default(),
+            heard: Heard::default(),
+            agent_since: Moment(Duration::ZERO),
         };
         Picture {
             obs,
@@ -259,6 +263,15 @@ impl Picture {
                 }
             }
             "stopping" => self.obs.stopping = true,
+            "failsafe" => self.failsafe(rest)?,
+            "heard" => self.heard(rest)?,
+            "reloaded" => self.obs.tried.reloaded = true,
+            "agent" => {
+                let ["since", time] = rest else {
+                    return Err("since when?".to_owned());
+                };
+                self.obs.agent_since = Moment(secs(time)?);
+            }
             "watchdog" => {
                 self.obs.watchdog = WatchdogView {
                     armed: rest.contains(&"armed"),
@@ -270,7 +283,7 @@ impl Picture {
         self.obs.store = if self.silent {
             StoreView::Silent {
                 since: None,
-                last: None,
+                last: Some(Box::new(self.cluster.clone())),
             }
         } else {
             StoreView::Fresh(self.cluster.clone())
@@ -553,6 +566,7 @@ impl Picture {
                 "release" => tried.release = outcome,
                 "hand-over" => tried.hand_over = outcome,
                 "names" => tried.names = outcome,
+                "failsafe" => tried.failsafe = outcome,
                 other => return Err(format!("tried {other}?")),
             }
         }
@@ -564,6 +578,8 @@ impl Picture {
         match rest {
             ["pause", on] => settings.pause = *on == "on",
             ["standby-cluster"] => settings.standby_cluster = Some(remote()),
+            ["failsafe", on] => settings.failsafe = *on == "on",
+            ["no-isolation-hold"] => settings.isolation_hold = false,
             ["no-rewind"] => settings.may_rewind = false,
             ["replace"] => {
                 (
@@ -657,6 +673,48 @@ impl Picture {
             flushed: lsn,
             replayed: lsn,
         });
+        Ok(())
+    }
+
+    /// "failsafe topology a,b", "failsafe promised to b until 120", "failsafe agreed until 120", "failsafe bound until 120".
+    fn failsafe(&mut self, rest: &[&str]) -> Change {
+        let view = &mut self.obs.failsafe;
+        match rest {
+            ["topology", "none"] => self.cluster.failsafe = None,
+            ["topology", names] => {
+                let entry = |who| (name(who), format!("http://{who}/patroni"));
+                self.cluster.failsafe = Some(names.split(',').map(entry).collect());
+            }
+            ["promised", "to", who, "until", time] => {
+                view.promise = Some(Promise {
+                    leader: name(who),
+                    conn_url: format!("postgres://{who}"),
+                    api_url: format!("http://{who}/patroni"),
+                    until: Moment(secs(time)?),
+                });
+            }
+            ["agreed", "until", time] => view.agreed_until = Some(Moment(secs(time)?)),
+            ["agreed", "no", "more"] => view.agreed_until = None,
+            ["bound", "until", time] => view.bound_until = Some(Moment(secs(time)?)),
+            ["bound", "no", "more"] => view.bound_until = None,
+            _ => return Err("what about failsafe mode?".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// "heard store 90", "heard members 90", "heard standbys 90".
+    fn heard(&mut self, rest: &[&str]) -> Change {
+        let [whom, time] = rest else {
+            return Err("whom, and when?".to_owned());
+        };
+        let at = Some(Moment(secs(time)?));
+        let heard = &mut self.obs.heard;
+        match *whom {
+            "store" => heard.store = at,
+            "members" => heard.members = at,
+            "standbys" => heard.standbys = at,
+            other => return Err(format!("who is {other}?")),
+        }
         Ok(())
     }
 

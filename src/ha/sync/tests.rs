@@ -1109,6 +1109,7 @@ fn base_observation(me: usize, cluster: Cluster) -> Observation {
             pause: false,
             synchronous: Synchronous::Off,
             failsafe: false,
+            isolation_hold: false,
             max_timelines_history: 0,
             standby_cluster: None,
             may_bootstrap: true,
@@ -1150,5 +1151,8 @@ fn base_observation(me: usize, cluster: Cluster) -> Observation {
         },
         requests: Vec::new(),
         stopping: false,
+        failsafe: crate::ha::observation::FailsafeView::default(),
+        heard: crate::ha::observation::Heard::default(),
+        agent_since: Moment(Duration::ZERO),
     }
 }

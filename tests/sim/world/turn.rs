@@ -25,6 +25,7 @@ fn brief(step: &Step) -> String {
     match step {
         Step::AskPeers { whom } => format!("AskPeers {}", whom.len()),
         Step::Rest
+        | Step::AskFailsafe { .. }
         | Step::Reload
         | Step::Renew
         | Step::Acquire
@@ -149,6 +150,7 @@ impl World {
                 Step::Write(_) => obs.tried.write = Some(outcome),
                 Step::Rest
                 | Step::AskPeers { .. }
+                | Step::AskFailsafe { .. }
                 | Step::Reload
                 | Step::ForgetLease
                 | Step::Start(_)
@@ -233,6 +235,8 @@ impl World {
                 self.ask(node, whom.clone());
                 return false;
             }
+            // Nobody in these worlds has failsafe mode.
+            Step::AskFailsafe { .. } => return true,
             Step::Reload => Op::Load,
             Step::Renew => Op::Renew {
                 session,

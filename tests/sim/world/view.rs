@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use howdah::cluster::{Member, Tags};
 use howdah::ha::observation::{
-    Local, Observation, Settings, StoreView, Synchronous, Tried, WatchdogView,
+    FailsafeView, Heard, Local, Observation, Settings, StoreView, Synchronous, Tried, WatchdogView,
 };
-use howdah::types::{Lsn, MemberName, PgState, PgVersion, Role, Timeline, WallTime};
+use howdah::types::{Lsn, MemberName, Moment, PgState, PgVersion, Role, Timeline, WallTime};
 
 use super::{LOOP_WAIT, RETRY, STOP_MARGIN, TTL, World};
 use crate::store::system_id;
@@ -52,6 +52,9 @@ impl World {
             },
             requests: agent.requests.clone(),
             stopping: agent.stopping,
+            failsafe: FailsafeView::default(),
+            heard: Heard::default(),
+            agent_since: Moment(Duration::ZERO),
         }
     }
 
@@ -69,6 +72,7 @@ impl World {
             pause,
             synchronous: Synchronous::Off,
             failsafe: false,
+            isolation_hold: false,
             max_timelines_history: 0,
             standby_cluster: None,
             may_bootstrap: true,

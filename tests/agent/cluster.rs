@@ -17,6 +17,8 @@ use howdah::clock;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::etcd::{Etcd, Wire};
+
 /// PostgreSQL's programs.
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 
@@ -41,7 +43,7 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut(
 }
 
 /// A port that nobody uses, below those the kernel gives to outgoing connections: a node must find its own free again after a restart.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 10_000).unwrap_or_default();
     loop {
@@ -142,6 +144,9 @@ impl Node {
         .map(|(name, value)| (format!("PATRONI_{name}"), value))
         .collect();
         variables.extend(self.environment.clone());
+        if variables.contains_key("PATRONI_ETCD3_PROXY") {
+            variables.retain(|name, _| !name.starts_with("PATRONI_RAFT_"));
+        }
         variables
     }
 
@@ -243,26 +248,28 @@ impl Node {
             let _ = daemon.wait();
         }
         // Postmaster first, so that it starts nothing new.
-        let everything = |dir: &Path| -> Vec<i32> {
-            fs::read_dir("/proc")
-                .unwrap()
-                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-                .filter(|pid: &i32| {
-                    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
-                })
-                .collect()
-        };
         if let Some(postmaster) = self.postmaster() {
             let _ = kill_process(postmaster, Signal::KILL);
         }
-        let dir = fs::canonicalize(&self.dir).unwrap_or(self.dir.clone());
         wait_until("everything of the node is gone", PATIENCE, || {
-            let left = everything(&dir);
-            for pid in &left {
-                let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL);
-            }
-            left.is_empty()
+            self.signal_all(Signal::KILL) == 0
         });
+    }
+
+    /// Signals every process of this node; how many there are.
+    pub(crate) fn signal_all(&self, signal: Signal) -> usize {
+        let dir = fs::canonicalize(&self.dir).unwrap_or(self.dir.clone());
+        let everything: Vec<i32> = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid: &i32| {
+                fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&dir))
+            })
+            .collect();
+        for pid in &everything {
+            let _ = kill_process(Pid::from_raw(*pid).unwrap(), signal);
+        }
+        everything.len()
     }
 
     /// One HTTP request; `None`: no answer.
@@ -303,6 +310,34 @@ impl Node {
 
     /// Runs SQL as superuser; the error is psql's.
     pub(crate) fn sql(&self, statement: &str) -> Result<String, String> {
+        self.session().run(statement)
+    }
+
+    /// The way to run SQL here, also on another thread.
+    pub(crate) fn session(&self) -> Session {
+        Session { port: self.port }
+    }
+
+    #[track_caller]
+    pub(crate) fn query(&self, statement: &str) -> String {
+        self.sql(statement)
+            .unwrap_or_else(|error| panic!("{}: {statement}: {error}", self.name))
+    }
+
+    pub(crate) fn streams(&self) -> bool {
+        let about = self.about();
+        about["role"] == "replica" && about["replication_state"] == "streaming"
+    }
+}
+
+/// Runs SQL on one member as superuser.
+pub(crate) struct Session {
+    port: u16,
+}
+
+impl Session {
+    /// One statement in a connection of its own; the error is psql's.
+    pub(crate) fn run(&self, statement: &str) -> Result<String, String> {
         let output = Command::new(format!("{PROGRAMS}/psql"))
             .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement])
             .arg(format!(
@@ -318,17 +353,6 @@ impl Node {
         } else {
             Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
         }
-    }
-
-    #[track_caller]
-    pub(crate) fn query(&self, statement: &str) -> String {
-        self.sql(statement)
-            .unwrap_or_else(|error| panic!("{}: {statement}: {error}", self.name))
-    }
-
-    pub(crate) fn streams(&self) -> bool {
-        let about = self.about();
-        about["role"] == "replica" && about["replication_state"] == "streaming"
     }
 }
 
@@ -382,6 +406,30 @@ impl Cluster {
         }
         cluster.await_healthy();
         cluster
+    }
+
+    /// The same over etcd, with a way to it for each member.
+    pub(crate) fn start_over(
+        etcd: &Etcd,
+        count: usize,
+        variables: &[(&str, &str)],
+    ) -> (Cluster, Vec<Wire>) {
+        let mut cluster = Cluster::prepare(count);
+        let mut wires = Vec::new();
+        for node in &mut cluster.nodes {
+            let wire = etcd.wire();
+            let proxy = format!("http://127.0.0.1:{}", wire.port);
+            wires.push(wire);
+            node.environment
+                .insert("PATRONI_ETCD3_PROXY".to_owned(), proxy);
+            for (name, value) in variables {
+                node.environment
+                    .insert((*name).to_owned(), (*value).to_owned());
+            }
+            node.start();
+        }
+        cluster.await_healthy();
+        (cluster, wires)
     }
 
     /// The index of the one who says that it leads.

@@ -1,4 +1,4 @@
-//! Stories of real daemons on one machine: `howdah` itself with the embedded store and real PostgreSQL, on loopback.
+//! Stories of real daemons on one machine: `howdah` itself with the embedded store or etcd and real PostgreSQL, on loopback.
 //!
 //! What containers add (init as PID 1, networks that part) is the tier `e2e`; here the agent and PostgreSQL are the subject.
 
@@ -10,7 +10,10 @@
 
 mod bad_input;
 mod cluster;
+mod etcd;
+mod failsafe;
 mod failures;
+mod isolation;
 mod operations;
 mod shutdown;
 mod synchronous;

@@ -401,7 +401,7 @@ fn build() -> Vec<Variable> {
                 "request_queue_size",
                 Integer,
                 Is("5"),
-                "Connections waiting to be accepted.",
+                "Connections waiting to be accepted; at least 1024, so that a burst of health checks is not dropped.",
             ),
             (
                 "thread_pool_size",

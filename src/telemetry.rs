@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -107,7 +108,7 @@ pub fn install(settings: &Settings) -> anyhow::Result<()> {
         static_fields: settings.static_fields.clone(),
     };
     tracing_subscriber::registry()
-        .with(tracing_subscriber::EnvFilter::try_new(filter)?)
+        .with(filter.parse::<Targets>()?)
         .with(
             tracing_subscriber::fmt::layer()
                 .event_format(format)

@@ -8,7 +8,7 @@ kept=$PWD/target/protoc/bin/protoc
 
 if [ -n "${PROTOC:-}" ] && [ -x "$PROTOC" ]; then echo "$PROTOC"; exit 0; fi
 if command -v protoc 2>/dev/null; then exit 0; fi
-if [ -x "$kept" ]; then echo "$kept"; exit 0; fi
+if [ -x "$kept" ] && [ -d target/protoc/include ]; then echo "$kept"; exit 0; fi
 
 echo "protoc.sh: no protoc here: taking one from the crate protoc-bin-vendored" >&2
 work=$PWD/target/protoc/build
@@ -25,12 +25,16 @@ TOML
 cat > "$work/src/main.rs" <<'RUST'
 fn main() {
     let program = protoc_bin_vendored::protoc_bin_path().expect("a protoc for this platform");
-    println!("{}", program.display());
+    let types = protoc_bin_vendored::include_path().expect("Google's own types");
+    println!("{}\n{}", program.display(), types.display());
 }
 RUST
-if path=$(cd "$work" && env -u CARGO_TARGET_DIR cargo run --quiet 2>"$work/log"); then
+if paths=$(cd "$work" && env -u CARGO_TARGET_DIR cargo run --quiet 2>"$work/log"); then
+    # protoc finds Google's types in ../include, and the etcd client's files import some.
     mkdir -p "$(dirname "$kept")"
-    cp "$path" "$kept"
+    rm -rf "$PWD/target/protoc/include"
+    cp -R "$(echo "$paths" | tail -n 1)" "$PWD/target/protoc/include"
+    cp "$(echo "$paths" | head -n 1)" "$kept"
     chmod +x "$kept"
     rm -rf "$work"
     echo "$kept"

@@ -45,6 +45,7 @@ member() { compose ps -q "howdah$1"; }
 
 echo
 start=$(date +%s)
+leader=1
 while :; do
     states=
     healthy=0
@@ -52,6 +53,7 @@ while :; do
         state=starting
         if docker exec "$(member $n)" howdah healthcheck primary >/dev/null 2>&1; then
             state=primary
+            leader=$n
         elif docker exec "$(member $n)" howdah healthcheck replica >/dev/null 2>&1; then
             state=replica
         fi
@@ -85,6 +87,6 @@ Connect (the proxy follows the primary):
 Try next:
   docker exec $(member 1 | cut -c1-12) patronictl list
   docker exec -it $(member 1 | cut -c1-12) patronictl switchover
-  docker kill $(member 1 | cut -c1-12)      # and watch the others take over
+  docker kill $(member "$leader" | cut -c1-12)      # the leader; and watch the others take over
   make demo-down
 TEXT

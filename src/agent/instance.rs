@@ -66,10 +66,10 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// Looks at what is there before anything is touched: binaries, access, major version.
+    /// Looks at what is there before anything is touched: binaries, access, major version. Waits for access to the data directory.
     ///
     /// # Errors
-    /// No usable binaries; a data directory that is not ours, cannot be read or was made by another major.
+    /// No usable binaries; a data directory that was made by another major.
     pub(super) async fn open(mut plan: Plan) -> anyhow::Result<Self> {
         let settings = &plan.effective.settings;
         let binaries = inquire::programs_version(settings)
@@ -82,14 +82,9 @@ impl Instance {
             Ok(names) => plan.known_names = Some(Arc::new(names)),
             Err(error) => tracing::warn!("cannot list the settings PostgreSQL knows: {error}"),
         }
-        let settings = &plan.effective.settings;
-        let data_dir = &settings.data_dir;
+        let data_dir = &plan.effective.settings.data_dir;
         if data_dir.exists() {
-            if let Err(error) = directory::close_to_others(data_dir) {
-                // Not ours, most likely; the check says it better.
-                tracing::debug!("{error}");
-            }
-            directory::check_access(data_dir, rustix::process::geteuid().as_raw())?;
+            await_access(data_dir).await;
             directory::check_major(data_dir, binaries)?;
         }
         Ok(Instance {
@@ -779,4 +774,25 @@ async fn setting_rows(session: &crate::postgres::sql::Session) -> anyhow::Result
             })
         })
         .collect())
+}
+
+/// Owner and permissions of a volume are somebody else's to change, and can be changed while this node waits.
+async fn await_access(data_dir: &Path) {
+    let mut said = None;
+    loop {
+        if let Err(error) = directory::close_to_others(data_dir) {
+            // Not ours, most likely; the check says it better.
+            tracing::debug!("{error}");
+        }
+        let me = rustix::process::geteuid().as_raw();
+        let Err(error) = directory::check_access(data_dir, me) else {
+            return;
+        };
+        let line = error.to_string();
+        if said.as_ref() != Some(&line) {
+            tracing::error!("PostgreSQL cannot use its data directory: {line}");
+            said = Some(line);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }

@@ -112,7 +112,13 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         synchronous: dynamic.synchronous_mode != config::dynamic::SynchronousMode::Off,
         standby_names: None,
     };
-    let instance = Instance::open(plan).await?;
+    let instance = tokio::select! {
+        instance = Instance::open(plan) => instance?,
+        () = signals.stop() => {
+            tracing::info!("asked to stop before PostgreSQL could be looked at");
+            return Ok(End::Clean);
+        }
+    };
     let settings =
         super::settings::core_settings(&config, &dynamic, &effective, instance.rewindable());
     let (live_settings, live_watch) = watch::channel(effective.settings.clone());

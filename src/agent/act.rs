@@ -53,7 +53,8 @@ impl Agent {
                 obs.job = self.job.view();
             }
             Step::CancelJob => {
-                tracing::warn!(job = ?self.job.running(), why = %why, "cancelling the job");
+                let job = self.job.running().map_or("nothing", Job::name);
+                tracing::warn!("cancelling {job}: {why}");
                 self.job.cancel();
                 obs.job = self.job.view();
             }
@@ -242,7 +243,9 @@ impl Agent {
         self.note("release the leader key", &reply);
         self.agreement.end();
         self.pledge.lost();
-        tracing::info!("released the leader key: {why}");
+        if let dcs::Write::Done(()) = reply {
+            tracing::info!("released the leader key: {why}");
+        }
         if publish.is_some() {
             // The shutdown checkpoint is written: no commit can follow.
             self.disarm_guard();

@@ -86,7 +86,7 @@ impl JobSlot {
         F: Future<Output = Ended> + 'static,
     {
         if let Some(old) = self.running.take() {
-            tracing::warn!(old = ?old.job, new = ?job, "the running job makes way");
+            tracing::warn!("{} makes way for {}", old.job.name(), job.name());
             old.task.abort();
         }
         let (reporter, progress) = watch::channel(Progress::default());
@@ -136,14 +136,19 @@ impl JobSlot {
                     JobEnd::Failed(format!("the job stopped unexpectedly: {error}")).into()
                 }
             };
-            let took = clock::now().since(running.since);
+            let took = clock::now().since(running.since).as_millis();
+            let name = running.job.name();
             match &ended.end {
                 JobEnd::Done | JobEnd::StoppedAt(_) => {
-                    tracing::info!(job = ?running.job, ms = took.as_millis() as u64, "job done");
+                    tracing::info!("{name}: done in {took} ms");
                 }
-                JobEnd::Cancelled => tracing::info!(job = ?running.job, "job cancelled"),
+                JobEnd::Cancelled => tracing::info!("{name}: cancelled"),
+                // Every standby asks a leader that has just died, and the turn says what came of it.
+                JobEnd::Failed(reason) if matches!(running.job, Job::CheckDivergence { .. }) => {
+                    tracing::debug!("{name}: failed: {reason}");
+                }
                 JobEnd::Failed(reason) => {
-                    tracing::error!(job = ?running.job, "job failed: {reason}")
+                    tracing::error!("{name}: failed: {reason}")
                 }
             }
             self.finished = Some((running.job, ended));

@@ -187,7 +187,7 @@ impl Agent {
 
     /// Begins a job the core decided on.
     pub(super) fn start_job(&mut self, job: Job, why: &Why, obs: &Observation) {
-        tracing::info!(job = ?job, "{why}");
+        tracing::info!("{why}");
         if matches!(
             job,
             Job::Promote | Job::StartPrimary { .. } | Job::Restart { .. }
@@ -340,8 +340,8 @@ impl Agent {
     /// Points a running standby elsewhere.
     pub(super) async fn follow(&mut self, upstream: &Upstream) {
         match self.instance.follow(upstream).await {
-            Ok(()) => tracing::info!(upstream = ?upstream_name(upstream), "following"),
-            Err(error) => tracing::error!("cannot follow {:?}: {error:#}", upstream_name(upstream)),
+            Ok(()) => tracing::info!("receiving from {}", upstream_name(upstream)),
+            Err(error) => tracing::error!("cannot follow {}: {error:#}", upstream_name(upstream)),
         }
     }
 

@@ -45,10 +45,12 @@ impl Agent {
         }
     }
 
-    /// One line per decision; the same line twice in a row is for debugging only, unless the old heartbeat is wanted.
+    /// One line per decision; the same line twice in a row is for debugging only, unless the old heartbeat is wanted. So is that a
+    /// job goes on: its beginning and its end have lines.
     fn log_turn(&mut self, why: &Why) {
         let line = why.to_string();
-        if self.last_line.as_ref() == Some(&line) {
+        let goes_on = matches!(why, Why::Busy { .. } | Why::BusyLeading { .. });
+        if goes_on || self.last_line.as_ref() == Some(&line) {
             if self.heartbeat_every_turn {
                 tracing::info!("{line}");
             } else {

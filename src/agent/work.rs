@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::clock;
-use crate::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
+use crate::ha::decision::{Job, ReplaceReason, StopMode};
 use crate::ha::observation::{Divergence, JobEnd, Upstream};
 use crate::init::Guard;
 use crate::postgres::clone::{self, CloneRequest};
@@ -59,8 +59,8 @@ impl Work {
                 mode,
                 bound,
                 checkpoint,
-                purpose,
-            } => self.stop(mode, bound, checkpoint, purpose, &reporter).await,
+                purpose: _,
+            } => self.stop(mode, bound, checkpoint, &reporter).await,
             Job::Restart { timeout } => self.restart(timeout).await,
             Job::CheckDivergence { with } => self.check_divergence(&with).await,
             Job::CrashRecovery => self.crash_recovery().await,
@@ -499,7 +499,6 @@ impl Work {
         mode: StopMode,
         bound: Option<Duration>,
         checkpoint: bool,
-        purpose: StopPurpose,
         reporter: &Reporter,
     ) -> anyhow::Result<Ended> {
         let settings = self.settings();
@@ -507,7 +506,11 @@ impl Work {
             stop::bury(settings).await;
             return Ok(self.stopped(None).await);
         };
-        tracing::info!(?mode, ?purpose, "stopping PostgreSQL");
+        let mode = match mode {
+            StopMode::Fast => Mode::Fast,
+            StopMode::Immediate => Mode::Immediate,
+        };
+        tracing::info!("stopping PostgreSQL ({})", mode.word());
         if checkpoint {
             self.checkpoint_before_stop().await;
         }
@@ -527,17 +530,13 @@ impl Work {
                 tracing::warn!("{error}");
             }
         }
-        let mode = match mode {
-            StopMode::Fast => Mode::Fast,
-            StopMode::Immediate => Mode::Immediate,
-        };
         let mut moments = Moments {
             work: self,
             reporter,
             published: None,
         };
         let how = stop::stop(settings, &postmaster, mode, bound, &mut moments).await?;
-        tracing::info!(?how, "PostgreSQL is stopped");
+        tracing::info!("PostgreSQL is stopped{}", how.detour());
         let published = moments.published;
         Ok(self.stopped(published).await)
     }

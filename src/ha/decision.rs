@@ -683,7 +683,9 @@ impl fmt::Display for Why {
             ),
             Why::StartSlowNobodyElse => f.write_str("PostgreSQL is still starting up, but nobody else can lead"),
             Why::Starting => f.write_str("PostgreSQL is still starting up"),
-            Why::FailedToStartLeading => f.write_str("removed leader key after failing to start"),
+            Why::FailedToStartLeading => {
+                f.write_str("PostgreSQL failed to start and another member can lead: giving the leader key away")
+            }
             Why::StartFailedNobodyElse => {
                 f.write_str("PostgreSQL failed to start, but nobody else can lead; trying again")
             }

@@ -148,10 +148,23 @@ pub async fn check(
         Ok(local) => local,
         Err(reason) => return undecided(reason),
     };
-    tracing::info!(timeline = %local.timeline, lsn = %local.lsn, in_recovery = local.former_primary.is_none(), "Local timeline and position");
+    tracing::info!("Local timeline={} lsn={}", local.timeline, local.lsn);
     match leader_history(settings, version, leader, local.timeline).await {
         Ok((timeline, history)) => {
-            tracing::info!(primary_timeline = %timeline, ?history, "the leader's history");
+            tracing::info!("primary_timeline={timeline}");
+            // Around the fork; a long life has hundreds.
+            for entry in history
+                .iter()
+                .filter(|e| e.timeline >= local.timeline)
+                .take(3)
+            {
+                tracing::info!(
+                    "primary: history={}\t{}\t{}",
+                    entry.timeline,
+                    entry.switch_point,
+                    entry.reason
+                );
+            }
             judge(&local, timeline, Some(&history))
         }
         Err(error) => undecided(format!("the leader could not be asked: {error}")),

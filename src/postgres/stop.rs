@@ -30,6 +30,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// As `pg_ctl` calls it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Smart => "smart",
+            Mode::Fast => "fast",
+            Mode::Immediate => "immediate",
+        }
+    }
+
     fn signal(self) -> Signal {
         match self {
             Mode::Smart => Signal::TERM,
@@ -63,6 +73,18 @@ pub enum Stopped {
     Immediate,
     /// Only after SIGKILL.
     Killed,
+}
+
+impl Stopped {
+    /// What a log line about it adds.
+    #[must_use]
+    pub fn detour(self) -> &'static str {
+        match self {
+            Stopped::AsAsked => "",
+            Stopped::Immediate => ", without a checkpoint",
+            Stopped::Killed => ", killed",
+        }
+    }
 }
 
 /// The signal could not be sent.
@@ -121,7 +143,10 @@ pub async fn stop(
     };
     let mut how = Stopped::AsAsked;
     if !in_time {
-        tracing::warn!(?mode, "PostgreSQL did not stop in time, stopping it harder");
+        tracing::warn!(
+            "PostgreSQL did not stop in time ({}), stopping it harder",
+            mode.word()
+        );
         if mode != Mode::Immediate {
             signal(Signal::QUIT)?;
             how = Stopped::Immediate;

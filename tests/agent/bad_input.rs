@@ -32,9 +32,12 @@ fn a_wrong_replication_password_is_named_and_does_not_make_the_node_spin() {
     cluster.nodes[1].await_log(failed);
     let began = clock::now();
     wait_until("it is tried again", PATIENCE, || {
-        count(&cluster.nodes[1].log(), "job failed: ") >= 3
+        count(
+            &cluster.nodes[1].log(),
+            "bootstrap from another server: failed: ",
+        ) >= 3
     });
-    let tries = count(&cluster.nodes[1].log(), "job=Clone");
+    let tries = count(&cluster.nodes[1].log(), "trying to bootstrap from");
     let most = 6 + clock::now().since(began).as_secs() as usize * 4;
     assert!(tries <= most, "{tries} lines about clones");
     // Once the password fits it goes on by itself.
@@ -122,7 +125,7 @@ fn a_setting_that_postgresql_cannot_start_with_is_taken_back_without_a_restart_o
     kill_process(node.postmaster().unwrap(), Signal::KILL).unwrap();
     let began = clock::now();
     wait_until("it is tried again", PATIENCE, || {
-        count(&node.log(), "job failed: ") >= 3
+        count(&node.log(), "starting primary after failure: failed: ") >= 3
     });
     let took = clock::now().since(began);
     assert!(took > Duration::from_secs(2), "three attempts in {took:?}");

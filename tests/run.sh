@@ -77,7 +77,8 @@ form() {
 }
 
 image() {
-    cargo build --release --locked --bin howdah && QUIET=1 docker/image.sh howdah && docker/image.sh etcd
+    cargo build --release --locked --bin howdah && docker/image.sh etcd || return 1
+    for major in 15 17 18; do PG_MAJOR=$major QUIET=1 docker/image.sh howdah || return 1; done
 }
 
 # with_image NAME LIMIT COMMAND…: a tier that needs Docker and the images; without them it fails rather than passes in silence.
@@ -86,6 +87,8 @@ with_image() {
     case " ${TIERS:-$1} " in *" $1 "*) ;; *) return 0 ;; esac
     has "$1" || return 0
     if [ -z "$images" ]; then
+        # For the systems below the images.
+        wait
         needs docker docker.io
         needs debootstrap debootstrap
         if timeout 20m bash -c image >"$logs/image.log" 2>&1; then images=built; else
@@ -112,6 +115,14 @@ needs unshare util-linux
     needs /usr/lib/postgresql/15/bin/postgres postgresql-15; }
 if ! PROTOC=$(docker/protoc.sh); then exit 1; fi
 export PROTOC
+
+# The systems below the images take minutes of network and little processor: they come while the first tiers compile.
+bases() {
+    needs docker docker.io
+    needs debootstrap debootstrap
+    for suite in trixie bookworm forky; do docker/base.sh "$suite" || return 1; done
+}
+case " ${TIERS:-e2e} " in *" e2e "*) bases >"$logs/bases.log" 2>&1 & ;; esac
 
 export -f form image
 tier form 15m bash -c form

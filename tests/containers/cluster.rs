@@ -139,6 +139,20 @@ impl Cluster {
         self.run_member(number, &settings, &[])
     }
 
+    /// The same from another image, with further options of docker.
+    pub(crate) fn start_member_of(
+        &self,
+        image: &str,
+        number: usize,
+        count: usize,
+        extra: &[&str],
+        more: &[&str],
+    ) -> Node {
+        let mut settings = self.settings(number, count);
+        settings.extend(extra.iter().map(|line| (*line).to_owned()));
+        self.run_member_of(image, number, &settings, more)
+    }
+
     /// The environment of member `number` of `count`.
     pub(crate) fn settings(&self, number: usize, count: usize) -> Vec<String> {
         let name = format!("node{number}");
@@ -174,13 +188,22 @@ impl Cluster {
 
     /// Starts a member with this environment; `more` are further options of docker.
     pub(crate) fn run_member(&self, number: usize, settings: &[String], more: &[&str]) -> Node {
+        self.run_member_of(&image(), number, settings, more)
+    }
+
+    fn run_member_of(
+        &self,
+        image: &str,
+        number: usize,
+        settings: &[String],
+        more: &[&str],
+    ) -> Node {
         let mut options = more.to_vec();
         for setting in settings {
             options.extend(["-e", setting.as_str()]);
         }
-        let container = self
-            .lab
-            .run(&format!("node{number}"), &image(), &options, &[]);
+        let name = format!("node{number}");
+        let container = self.lab.run(&name, image, &options, &[]);
         Node {
             container,
             password: SUPERUSER.to_owned(),

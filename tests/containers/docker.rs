@@ -50,6 +50,11 @@ pub(crate) fn image() -> String {
     setting("HOWDAH_IMAGE").unwrap_or_else(|| "howdah:pg17".to_owned())
 }
 
+/// The image of one major version of PostgreSQL.
+pub(crate) fn image_of_major(major: u32) -> String {
+    format!("howdah:pg{major}")
+}
+
 pub(crate) fn etcd_image() -> String {
     setting("ETCD_IMAGE").unwrap_or_else(|| "howdah-etcd".to_owned())
 }
@@ -83,15 +88,39 @@ impl Lab {
         &self.id
     }
 
+    /// This machine's own address in the network.
+    pub(crate) fn gateway(&self) -> IpAddr {
+        let format = "{{range .IPAM.Config}}{{.Gateway}}{{end}}";
+        docker(&["network", "inspect", "-f", format, &self.id])
+            .parse()
+            .unwrap()
+    }
+
     /// An empty volume.
     pub(crate) fn volume(&self, name: &str) -> String {
-        docker(&[
-            "volume",
-            "create",
-            "--label",
-            &self.label,
-            &format!("{}-{name}", self.id),
-        ])
+        self.volume_with(name, &[])
+    }
+
+    /// A volume of a few megabytes, which are gone once no container uses it.
+    pub(crate) fn small_volume(&self, name: &str, megabytes: u32) -> String {
+        let size = format!("o=size={megabytes}m,mode=1777");
+        let options = [
+            "--opt",
+            "type=tmpfs",
+            "--opt",
+            "device=tmpfs",
+            "--opt",
+            &size,
+        ];
+        self.volume_with(name, &options)
+    }
+
+    fn volume_with(&self, name: &str, options: &[&str]) -> String {
+        let name = format!("{}-{name}", self.id);
+        let mut args = vec!["volume", "create", "--label", &self.label];
+        args.extend(options);
+        args.push(&name);
+        docker(&args)
     }
 
     /// Starts a container that the network knows as `name`; `options` go before the image, `command` after it.

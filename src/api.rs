@@ -1,7 +1,7 @@
 //! The REST API (spec/rest-api.md). GET answers come from the agent's published view alone; nothing here decides anything
 //! about the cluster. Health checks touch no store, no PostgreSQL, and no lock that is held across an await.
 //!
-//! The way of a request: `listener` (deadlines, cap) → [`Api::answer`] (health checks, liveness) → the route table below
+//! The way of a request: `listener` (accept, TLS; `connections` has deadlines and the cap) → [`Api::answer`] (health checks, liveness) → the route table below
 //! (`access` in front of everything that changes something) → `actions`, `dynamic`, or the snapshot.
 
 #![expect(
@@ -11,6 +11,7 @@
 
 pub(crate) mod access;
 mod actions;
+mod connections;
 mod dynamic;
 pub mod health;
 mod listener;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, SERVER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::routing::{get, patch, post};
@@ -45,9 +46,11 @@ use crate::node::{CommandSender, NodeView, ViewReceiver};
 use crate::types::Moment;
 use crate::{clock, config, json_text, peers, topology};
 use access::{Caller, Refused, Rules};
+use connections::Mark;
 use health::Query;
-use listener::Mark;
 
+/// Open connections. Each holds up to 20 kB once it has been used, so that all of them stay below 25 MB.
+const MAX_CONNECTIONS: usize = 1024;
 /// Largest request body.
 const BODY_LIMIT: usize = 1 << 20;
 /// Time for a request body to arrive.
@@ -82,7 +85,7 @@ pub struct Settings {
     pub request_queue_size: u32,
     /// `original`, `productonly` or `minimal`, in any case.
     pub server_tokens: String,
-    /// Cap on open connections.
+    /// Cap on open connections; fewer where the process may not have that many files.
     pub max_connections: usize,
     /// How this node calls its peers (precheck of a switchover).
     pub client: peers::ClientSettings,
@@ -101,7 +104,7 @@ impl Default for Settings {
             https_extra_headers: Vec::new(),
             request_queue_size: 5,
             server_tokens: "original".to_owned(),
-            max_connections: 512,
+            max_connections: MAX_CONNECTIONS,
             client: peers::ClientSettings::default(),
         }
     }
@@ -628,6 +631,9 @@ fn error_page(status: u16, message: &str, explanation: &str) -> Response<Body> {
         CONTENT_TYPE,
         HeaderValue::from_static("text/html;charset=utf-8"),
     );
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

@@ -1,13 +1,11 @@
 //! The accept loop: no caller, however slow or silent, keeps a health check waiting (spec/rest-api.md §1, D3).
 //!
-//! A connection carries one request. It has deadlines for the handshake, the head and the whole exchange, and there is a cap
-//! on connections; when it is reached the oldest one that is not inside a long call gives way. Long calls are limited apart.
+//! A connection carries requests one after another for as long as its client wants. It has deadlines and there is a cap on
+//! connections (`connections`); what a connection needs to be answered exists only once something has arrived on it.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -15,95 +13,21 @@ use axum::http::Response;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::access::Caller;
+use super::connections::{Connections, HEAD_DEADLINE, Mark};
 use super::tls::{self, Fingerprint};
 use super::{Api, Settings, TlsSettings};
+use crate::clock;
 
-/// Time for a TLS handshake, and for a request's head.
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// Time for a whole exchange, long calls excepted.
-const EXCHANGE_DEADLINE: Duration = Duration::from_secs(30);
 /// How often certificate files are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
-
-/// Shared between a connection, its request and the table: a long call must not be cut off.
-#[derive(Debug, Default)]
-pub(crate) struct Mark {
-    busy: AtomicBool,
-    task: OnceLock<AbortHandle>,
-}
-
-impl Mark {
-    /// The connection is inside a long call until the guard is dropped.
-    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
-        self.busy.store(true, Ordering::Relaxed);
-        Busy(self.clone())
-    }
-
-    fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
-    }
-}
-
-/// See [`Mark::busy`].
-pub(crate) struct Busy(Arc<Mark>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Open connections, oldest first.
-#[derive(Default)]
-struct Connections(Mutex<BTreeMap<u64, Arc<Mark>>>);
-
-impl Connections {
-    /// No other code runs while the table is locked: dropping a task locks it again.
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Mark>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes room for one more; `false` = every connection is inside a long call.
-    fn make_room(&self, cap: usize) -> bool {
-        let oldest = {
-            let mut open = self.lock();
-            if open.len() < cap {
-                return true;
-            }
-            let id = open
-                .iter()
-                .find(|(_, mark)| !mark.is_busy())
-                .map(|(id, _)| *id);
-            id.and_then(|id| open.remove(&id))
-        };
-        let Some(mark) = oldest else { return false };
-        if let Some(task) = mark.task.get() {
-            task.abort();
-        }
-        true
-    }
-}
-
-/// Removes a connection from the table however its task ends.
-struct Registered {
-    connections: Arc<Connections>,
-    id: u64,
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.connections.lock().remove(&self.id);
-    }
-}
 
 /// The TLS side of the listener.
 struct Tls {
@@ -141,26 +65,24 @@ pub(crate) async fn run(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    if !connections.make_room(in_force.max_connections) {
-                        tracing::warn!("{} long calls in progress: connection of {peer} closed", in_force.max_connections);
+                    let cap = connections_at_most(in_force.max_connections);
+                    if !connections.make_room(cap) {
+                        tracing::warn!("{cap} requests in progress: connection of {peer} closed");
                         continue;
                     }
+                    // Answers are written whole; waiting for more to send would only delay the next request's.
+                    let _ = stream.set_nodelay(true);
                     next_id += 1;
-                    let mark = Arc::new(Mark::default());
-                    let registered = Registered { connections: connections.clone(), id: next_id };
+                    let mark = Mark::new();
                     let acceptor = tls.as_ref().map(|tls| tls.acceptor.clone());
                     let connection = connection(api.clone(), stream, peer, acceptor, mark.clone());
-                    connections.lock().insert(next_id, mark.clone());
-                    let task = tokio::spawn(async move {
-                        let _registered = registered;
-                        connection.await;
-                    });
-                    let _ = mark.task.set(task.abort_handle());
+                    connections.run(next_id, mark, connection);
                 }
                 Err(error) => {
-                    // Out of descriptors, or a client that went away; the former needs a moment.
                     tracing::warn!("REST API can not accept a connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    // Out of descriptors, perhaps: one that waits is given up for the new one.
+                    connections.close_one();
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
             changed = settings.changed(), if settings_open => {
@@ -196,6 +118,15 @@ pub(crate) async fn run(
     }
 }
 
+/// The cap on connections: a quarter of the process's descriptors stays for PostgreSQL, the store and files.
+fn connections_at_most(wanted: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX)
+    });
+    wanted.min(share).max(1)
+}
+
 async fn connection(
     api: Arc<Api>,
     stream: TcpStream,
@@ -203,39 +134,55 @@ async fn connection(
     tls: Option<TlsAcceptor>,
     mark: Arc<Mark>,
 ) {
+    // One that never speaks costs a descriptor and this much.
+    if tokio::time::timeout(HEAD_DEADLINE, stream.readable())
+        .await
+        .is_err()
+    {
+        tracing::debug!(
+            "connection of {peer}: silent for {} s",
+            HEAD_DEADLINE.as_secs()
+        );
+        return;
+    }
     let caller = Caller {
         address: peer.ip(),
         over_tls: tls.is_some(),
         has_certificate: false,
     };
     match tls {
-        None => exchange(api, stream, caller, mark).await,
-        Some(acceptor) => {
-            match tokio::time::timeout(HEAD_DEADLINE, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => {
-                    let has_certificate = stream.get_ref().1.peer_certificates().is_some();
-                    exchange(
-                        api,
-                        stream,
-                        Caller {
-                            has_certificate,
-                            ..caller
-                        },
-                        mark,
-                    )
-                    .await;
-                }
-                Ok(Err(error)) => tracing::debug!("TLS handshake with {peer}: {error}"),
-                Err(_) => tracing::debug!(
-                    "TLS handshake with {peer}: no end within {} s",
-                    HEAD_DEADLINE.as_secs()
-                ),
-            }
-        }
+        None => Box::pin(exchanges(api, stream, caller, mark)).await,
+        Some(acceptor) => Box::pin(encrypted(api, stream, acceptor, caller, mark)).await,
     }
 }
 
-async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn encrypted(
+    api: Arc<Api>,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    caller: Caller,
+    mark: Arc<Mark>,
+) {
+    let peer = caller.address;
+    let limit = mark.deadline().since(clock::now());
+    match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let has_certificate = stream.get_ref().1.peer_certificates().is_some();
+            let caller = Caller {
+                has_certificate,
+                ..caller
+            };
+            exchanges(api, stream, caller, mark).await;
+        }
+        Ok(Err(error)) => tracing::debug!("TLS handshake with {peer}: {error}"),
+        Err(_) => tracing::debug!(
+            "TLS handshake with {peer}: no end within {} s",
+            HEAD_DEADLINE.as_secs()
+        ),
+    }
+}
+
+async fn exchanges<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     api: Arc<Api>,
     stream: S,
     caller: Caller,
@@ -245,33 +192,32 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mark = mark.clone();
         service_fn(move |request: Request<Incoming>| {
             let (api, mark) = (api.clone(), mark.clone());
-            async move { Ok::<Response<Body>, Infallible>(api.answer(request, caller, mark).await) }
+            async move {
+                let _answering = mark.answering();
+                Ok::<Response<Body>, Infallible>(api.answer(request, caller, mark.clone()).await)
+            }
         })
     };
+    // Deadlines are `Mark`'s: one timer for a connection, which moves only when it fires.
     let served = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
         .half_close(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(None)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     let mut served = std::pin::pin!(served);
     loop {
-        match tokio::time::timeout(EXCHANGE_DEADLINE, &mut served).await {
+        let left = mark.deadline().since(clock::now());
+        if left.is_zero() {
+            tracing::debug!("connection of {}: waited too long", caller.address);
+            return;
+        }
+        match tokio::time::timeout(left, &mut served).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
                 tracing::debug!("connection of {}: {error}", caller.address);
                 return;
             }
-            Err(_) if mark.is_busy() => {}
-            Err(_) => {
-                tracing::debug!(
-                    "connection of {}: no end within {} s",
-                    caller.address,
-                    EXCHANGE_DEADLINE.as_secs()
-                );
-                return;
-            }
+            Err(_) => {}
         }
     }
 }

@@ -234,7 +234,7 @@ impl Server {
         });
         let answer = self
             .raw(&format!(
-                "{method} {target} HTTP/1.1\r\nHost: x\r\n{length}\r\n{}",
+                "{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{length}\r\n{}",
                 body.unwrap_or("")
             ))
             .await;
@@ -354,6 +354,123 @@ async fn idle_and_slow_callers_do_not_starve_health_checks() {
     assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
 }
 
+/// One answer from a connection that stays open.
+async fn next_answer(stream: &mut TcpStream) -> (String, String) {
+    let mut bytes = Vec::new();
+    loop {
+        let mut buffer = [0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer));
+        let count = read.await.expect("an answer in time").unwrap();
+        assert!(
+            count > 0,
+            "closed after {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
+        bytes.extend_from_slice(&buffer[..count]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length")
+                .then(|| value.parse().unwrap())
+        });
+        if body.len() == length.unwrap_or(0) {
+            return (head.to_owned(), body.to_owned());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_carries_requests_until_the_client_or_an_error_ends_it() {
+    let server = server(Settings::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for (request, status) in [
+        ("GET /primary HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+        ("GET /replica HTTP/1.1\r\nHost: x\r\n\r\n", "503"),
+        ("GET /liveness HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+        ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "200"),
+        (
+            "PATCH /config HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\n{\"a\": 1}",
+            "200",
+        ),
+    ] {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (head, _) = next_answer(&mut stream).await;
+        assert_eq!(head.split(' ').nth(1), Some(status), "{request}: {head}");
+        assert!(!head.to_lowercase().contains("connection: close"), "{head}");
+    }
+    // An error page ends it (spec §1).
+    stream
+        .write_all(b"POST /nonsense HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        .await
+        .unwrap();
+    let (head, _) = next_answer(&mut stream).await;
+    assert!(
+        head.starts_with("HTTP/1.1 501 ") && head.to_lowercase().contains("connection: close"),
+        "{head}"
+    );
+    let mut rest = [0; 1];
+    assert_eq!(stream.read(&mut rest).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn http_1_0_is_closed_unless_it_asks_otherwise() {
+    let server = server(Settings::default()).await;
+    let closed = server.raw("OPTIONS / HTTP/1.0\r\n\r\n").await;
+    assert!(closed.starts_with("HTTP/1.0 200 OK\r\n"), "{closed}");
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for _ in 0..2 {
+        stream
+            .write_all(b"GET /primary HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            .await
+            .unwrap();
+        let (head, _) = next_answer(&mut stream).await;
+        assert!(
+            head.to_lowercase().contains("connection: keep-alive"),
+            "{head}"
+        );
+    }
+}
+
+/// All sorts of callers that keep connections without needing them, far more of them than there may be.
+#[tokio::test]
+async fn a_crowd_of_connections_neither_delays_health_checks_nor_ends_busy_ones() {
+    let server = server(Settings {
+        max_connections: 64,
+        ..Settings::default()
+    })
+    .await;
+    let mut busy = TcpStream::connect(server.address).await.unwrap();
+    let mut crowd = std::collections::VecDeque::new();
+    for number in 0..600 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let says: &[u8] = match number % 4 {
+            0 => b"",
+            1 => b"GET /primary HTTP/1.1\r\nX-Slow: ",
+            2 => b"\x16\x03\x01\x02\x00\x01",
+            _ => b"HEAD /primary HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        // The server may have closed it already.
+        let _ = stream.write_all(says).await;
+        crowd.push_back(stream);
+        if crowd.len() > 200 {
+            crowd.pop_front();
+        }
+        if number % 8 == 0 {
+            busy.write_all(b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n")
+                .await
+                .unwrap();
+            let (head, _) = next_answer(&mut busy).await;
+            assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        }
+        if number % 50 == 0 {
+            assert_eq!(server.ask("HEAD", "/primary", None).await.0, 200);
+        }
+    }
+}
+
 #[tokio::test]
 async fn guards_come_first_and_in_order() {
     let credentials = Credentials {
@@ -393,14 +510,14 @@ async fn guards_come_first_and_in_order() {
         );
     }
     let answer = server
-        .raw("POST /reload/x HTTP/1.1\r\nHost: x\r\nAuthorization: Basic dTpw\r\n\r\n")
+        .raw("POST /reload/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic dTpw\r\n\r\n")
         .await;
     assert!(
         answer.starts_with("HTTP/1.1 202 ") && answer.ends_with("reload scheduled"),
         "{answer}"
     );
     let answer = server
-        .raw("POST /reload HTTP/1.1\r\nHost: x\r\nAuthorization: Basic AAAA\r\n\r\n")
+        .raw("POST /reload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Basic AAAA\r\n\r\n")
         .await
         .to_lowercase();
     assert!(

@@ -576,6 +576,8 @@ pub struct Memory {
     pub(super) last_leader: Option<MemberName>,
     /// A promotion failed or the watchdog could not be armed: no race until then.
     pub(super) no_race_until: Option<Moment>,
+    /// When a rewind that failed is tried again.
+    pub(super) rewind_again: Option<Moment>,
     /// Since when the race is backed off (`primary_race_backoff`).
     pub(super) race_backoff: Option<Moment>,
     /// Position in the previous turn; tells whether WAL still arrives.

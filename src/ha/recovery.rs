@@ -13,6 +13,8 @@ use super::{PASS, standby, switchover, sync};
 
 /// After a start or a comparison failed it is tried again so much later, if nothing else happens.
 const TRY_AGAIN_MILLIS: u64 = 1000;
+/// After a failed rewind: what it stumbled over, a full disk or a source that went away, may have passed by then.
+const REWIND_AGAIN_MILLIS: u64 = 10_000;
 
 /// My directory's identifier.
 pub(super) fn system_id<'a>(turn: &Turn<'a>) -> Option<&'a SystemId> {
@@ -503,7 +505,17 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
             },
         );
     }
-    if settings.may_rewind && !failed && !same_number {
+    let because = if failed {
+        ReplaceReason::RewindFailed
+    } else {
+        ReplaceReason::Diverged
+    };
+    let may_replace =
+        settings.may_replace_diverged || (failed && settings.may_replace_unrewindable);
+    if settings.may_rewind && !same_number && !(failed && may_replace) {
+        if failed && let Some(choice) = await_another_rewind(turn) {
+            return choice;
+        }
         if !leader.checkpoint_after_promote {
             return (
                 Step::Rest,
@@ -521,13 +533,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
             },
         );
     }
-    let because = if failed {
-        ReplaceReason::RewindFailed
-    } else {
-        ReplaceReason::Diverged
-    };
-    let allowed = settings.may_replace_diverged || (failed && settings.may_replace_unrewindable);
-    if allowed {
+    if may_replace {
         let why = Why::Recloning {
             from: leader.name.clone(),
             because,
@@ -543,12 +549,38 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
     )
 }
 
+/// Nothing but a rewind is allowed, and one has failed. Trying again is safe: pg_rewind writes the control file last, and refuses
+/// when it does not find the WAL of its own that it needs.
+fn await_another_rewind(turn: &mut Turn<'_>) -> Choice {
+    let now = turn.obs.now;
+    let again = turn
+        .memory
+        .rewind_again
+        .filter(|_| {
+            turn.failed(|job| matches!(job, Job::Rewind { .. }))
+                .is_none()
+        })
+        .unwrap_or(now + Duration::from_millis(REWIND_AGAIN_MILLIS));
+    turn.memory.rewind_again = Some(again);
+    if now >= again {
+        return PASS;
+    }
+    turn.wake_by(again);
+    let why = Why::JobFailed {
+        job: "running pg_rewind",
+        detail: "its output is above".to_owned(),
+    };
+    Some((Step::Rest, why))
+}
+
 /// Whether anything may be done about a divergence.
 pub(super) fn can_repair(turn: &Turn<'_>, diverged: &Diverged) -> bool {
     let settings = &turn.obs.settings;
     match &turn.obs.postgres.divergence {
         Divergence::RewindFailed { .. } => {
-            settings.may_replace_diverged || settings.may_replace_unrewindable
+            (settings.may_rewind && !diverged.same_number)
+                || settings.may_replace_diverged
+                || settings.may_replace_unrewindable
         }
         Divergence::Unchecked | Divergence::Prefix { .. } | Divergence::Diverged { .. } => {
             (settings.may_rewind && !diverged.same_number) || settings.may_replace_diverged

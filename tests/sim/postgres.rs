@@ -177,6 +177,15 @@ impl Pg {
         self.control = ControlState::InProduction;
     }
 
+    /// Both have a timeline of the same number, opened by different nodes.
+    pub(crate) fn has_twin_timeline(&self, other: &Pg) -> bool {
+        self.history.iter().any(|mine| {
+            let is_twin =
+                |theirs: &Segment| theirs.timeline == mine.timeline && theirs.branch != mine.branch;
+            other.history.iter().any(is_twin)
+        })
+    }
+
     /// The truth: everything here is also there.
     pub(crate) fn is_prefix_of(&self, other: &Pg) -> bool {
         let shared = self

@@ -26,9 +26,11 @@ pub(crate) fn at_the_end(world: &mut World) {
         }
         let pg = &world.nodes[node].pg;
         let diverged = pg.present && !pg.is_prefix_of(&world.nodes[leader].pg);
-        let may = world.allowed.replace;
+        // A rewind that failed is tried again. None can tell two timelines of the same number apart.
+        let twins = pg.has_twin_timeline(&world.nodes[leader].pg);
+        let may = world.allowed.replace || (world.allowed.rewind && !twins);
         if diverged && !may {
-            // Nothing is allowed that could bring it back (a failed rewind is final, too); it must say so and stay down.
+            // Nothing is allowed that could bring it back; it must say so and stay down.
             continue;
         }
         let down = matches!(pg.server, Server::Down { .. });

@@ -19,6 +19,7 @@ mod run;
 mod settings;
 mod slots;
 mod start;
+mod watchdog;
 mod work;
 
 use std::collections::VecDeque;
@@ -96,6 +97,7 @@ pub struct Agent {
     guard: Guard,
     /// Init may hold a promise, perhaps one of this agent's predecessor.
     guard_armed: bool,
+    watchdog: crate::watchdog::Watchdog,
     memory: ha::Memory,
 
     live_settings: watch::Sender<crate::postgres::Settings>,
@@ -120,15 +122,6 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The watchdog device is not driven yet; init's guard is the watchdog. `required` therefore means: never lead.
-    fn watchdog_view(&self) -> ha::observation::WatchdogView {
-        let required = self.settings.watchdog_required;
-        ha::observation::WatchdogView {
-            armed: !required,
-            usable: !required,
-        }
-    }
-
     /// A turn no later than this.
     fn wake_by(&mut self, at: Moment) {
         self.wake_at = Some(self.wake_at.map_or(at, |sooner| sooner.min(at)));

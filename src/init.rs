@@ -14,6 +14,7 @@ mod guard;
 mod message;
 mod process;
 mod restart;
+mod watchdog;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -38,7 +39,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 pub use container::Container;
 pub use fence::{KILL_LEAD, QUIT_LEAD};
-pub use guard::{Guard, GuardError, is_guarded};
+pub use guard::{Guard, GuardError, is_guarded, watchdog_left_armed};
 pub use process::ProcessId;
 
 use crate::clock;
@@ -162,6 +163,8 @@ struct Init {
     crashes: Crashes,
     postmaster: Option<ProcessId>,
     data_dir: Option<PathBuf>,
+    /// The watchdog device that the agent has armed.
+    watchdog: Option<PathBuf>,
     /// The promise in force.
     deadline: Option<Moment>,
     fencing: Option<Stop>,
@@ -203,6 +206,7 @@ impl Init {
             pipe: None,
             lines: Lines::default(),
             postmaster: None,
+            watchdog: None,
             deadline: None,
             fencing: None,
             fenced: false,
@@ -311,6 +315,7 @@ impl Init {
             }
             Message::Postmaster(process) => self.postmaster = Some(process),
             Message::DataDir(path) => self.data_dir = Some(path),
+            Message::Watchdog(armed) => self.watchdog = armed,
         }
     }
 
@@ -392,6 +397,9 @@ impl Init {
 
     fn agent_ended(&mut self, ended: Ended, now: Moment) {
         let postgres_runs = fence::find(self.postmaster, self.data_dir.as_deref()).is_some();
+        if self.fenced && self.fencing.is_none() {
+            self.disarm_watchdog();
+        }
         if !ended.is_crash(postgres_runs) {
             say("INFO", &format!("the agent {}", in_words(ended)));
             return self.finish(ended.status(), now);
@@ -481,7 +489,35 @@ impl Init {
         } else {
             end.status
         };
-        stopped.then_some(status)
+        if !stopped {
+            return None;
+        }
+        self.disarm_watchdog();
+        Some(status)
+    }
+
+    /// The agent is dead and PostgreSQL stopped: the device that the agent had armed would reset the machine for nothing.
+    fn disarm_watchdog(&mut self) {
+        let stopped = fence::find(self.postmaster, self.data_dir.as_deref()).is_none();
+        let Some(device) = self.watchdog.take_if(|_| stopped) else {
+            return;
+        };
+        match watchdog::disarm(&device) {
+            Ok(()) => say(
+                "WARNING",
+                &format!(
+                    "disarmed the watchdog {}: PostgreSQL is stopped",
+                    device.display()
+                ),
+            ),
+            Err(error) => say(
+                "ERROR",
+                &format!(
+                    "cannot disarm the watchdog {}, it will reset this host: {error}",
+                    device.display()
+                ),
+            ),
+        }
     }
 
     /// The guard: stops PostgreSQL so that it is gone by the promised deadline.
@@ -524,6 +560,20 @@ impl Init {
                 "PostgreSQL is stopped, because nobody could say that this node still leads",
             );
             self.fencing = None;
+            match self.agent {
+                // It holds the device, and nobody else can disarm it.
+                Agent::Running(agent) if self.watchdog.is_some() => {
+                    say(
+                        "ERROR",
+                        &format!(
+                            "killing the agent (pid {agent}), which would let the watchdog reset this host"
+                        ),
+                    );
+                    let _ = rustix::process::kill_process(agent, Signal::KILL);
+                }
+                Agent::Running(_) => {}
+                Agent::Due(_) | Agent::Gone => self.disarm_watchdog(),
+            }
         }
     }
 
@@ -544,7 +594,12 @@ impl Init {
     fn spawn(&mut self) -> io::Result<Pid> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
-        let child = Command::new(&self.options.program)
+        let mut command = Command::new(&self.options.program);
+        match &self.watchdog {
+            Some(device) => command.env(guard::WATCHDOG_VARIABLE, device),
+            None => command.env_remove(guard::WATCHDOG_VARIABLE),
+        };
+        let child = command
             .arg0(&self.options.arg0)
             .args(&self.options.args)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -19,6 +19,7 @@ pub mod dcs;
 pub mod witness;
 
 pub mod postgres;
+pub mod watchdog;
 
 pub mod node;
 

@@ -70,10 +70,7 @@ impl Agent {
                 obs.tried.names = Some(self.set_synchronous_names(names).await);
                 obs.postgres = self.observe_postgres().await;
             }
-            Step::ArmWatchdog => {
-                // No device is driven yet: what cannot be armed stays unarmed, and the core sees it.
-                obs.watchdog = self.watchdog_view();
-            }
+            Step::ArmWatchdog => self.arm_watchdog(obs),
             Step::Answer { result } => {
                 self.answer(result);
                 if !obs.requests.is_empty() {
@@ -138,6 +135,8 @@ impl Agent {
             }
             self.heard_store(sent);
             self.end_agreement(obs);
+            self.watchdog.keep_alive();
+            obs.watchdog = self.watchdog_view();
             self.confirm_lease();
             self.publish_status(obs, None).await;
         }
@@ -155,12 +154,10 @@ impl Agent {
     /// Tells everyone who depends on the lease how long it holds: the promotion job, init's guard, the API.
     pub(super) fn confirm_lease(&mut self) {
         let Some(held) = &self.held else { return };
-        let stop_by = held.expires_less(self.settings.stop_margin);
-        self.authority.grant(stop_by);
+        let margins = self.margins();
+        self.authority.grant(held.expires_less(margins.stop));
         if !self.settings.pause {
-            // Init acts in the second half of the margin: the agent itself has the first.
-            let reserve = (self.settings.stop_margin / 2).saturating_sub(crate::init::QUIT_LEAD);
-            let until = held.expires_less(reserve.max(Duration::from_millis(100)));
+            let until = held.expires_less(margins.fence);
             self.guard_armed = true;
             if let Err(error) = self.guard.promise(until) {
                 tracing::error!("{error}");
@@ -173,6 +170,7 @@ impl Agent {
     pub(super) fn tend_guard(&mut self, obs: &Observation) {
         if self.settings.pause || !crate::ha::may_write(obs) {
             self.disarm_guard();
+            self.disarm_watchdog();
         } else if !self.guard_armed {
             self.confirm_lease();
         }
@@ -250,6 +248,7 @@ impl Agent {
             // The shutdown checkpoint is written: no commit can follow.
             self.disarm_guard();
         }
+            self.disarm_watchdog();
         obs.tried.release = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = None;
@@ -292,6 +291,7 @@ impl Agent {
             tracing::info!(candidate = %to, "handed the leader key over");
             self.disarm_guard();
         }
+            self.disarm_watchdog();
         obs.tried.hand_over = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = self.held.as_ref().map(Held::view);

@@ -143,6 +143,7 @@ impl Agent {
         }
         let may_rewind = self.instance.rewindable();
         self.settings = core_settings(&self.loaded.config, &self.dynamic, &effective, may_rewind);
+        self.configure_watchdog();
         self.store
             .set_timings(self.settings.ttl, self.settings.retry_timeout);
         self.live_settings.send_if_modified(|settings| {

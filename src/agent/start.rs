@@ -129,6 +129,11 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         *view = Arc::new(next);
     });
     let changes = store.changes();
+    let watchdog = crate::watchdog::Watchdog::new(
+        Box::new(crate::watchdog::Linux),
+        super::watchdog::rules(&config.watchdog, dynamic.ttl, dynamic.loop_wait),
+        crate::init::watchdog_left_armed(),
+    );
     let leaving = Arc::clone(&store);
     let pledge = super::failsafe::Pledge::default();
     let commands = super::failsafe::clerk(commands, pledge.clone(), view.subscribe());
@@ -169,6 +174,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         guard,
         guard_armed: true,
         live_settings,
+        watchdog,
         memory: crate::ha::Memory::default(),
         view,
         commands,

@@ -82,6 +82,12 @@ fn without_leader(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
             }
         },
         (_, Bootstrap::Claimed) => create(turn),
+        // Whoever creates a cluster leads it.
+        (Initialize::Absent, _)
+            if may_create && obs.settings.watchdog_required && !obs.watchdog.usable =>
+        {
+            (Step::Rest, Why::WatchdogUnusable)
+        }
         (Initialize::Absent, _) if may_create => {
             turn.memory.bootstrap = Bootstrap::Claiming;
             (Step::Write(Write::ClaimInitialize), Why::ClaimingBootstrap)

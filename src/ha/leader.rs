@@ -199,13 +199,17 @@ fn history(turn: &Turn<'_>, cluster: &Cluster, timeline: Timeline) -> Choice {
     (!current).then_some((Step::Write(Write::History), Why::WritingHistory))
 }
 
-/// Arms the device once per lease; without a required one this node does not lead.
+/// Arms the device; without a required one this node does not lead. Arming is the first keepalive, so it follows a renewal.
 fn watchdog(turn: &mut Turn<'_>) -> Choice {
     let view = turn.obs.watchdog;
     if view.armed {
+        turn.memory.watchdog_tried = false;
         return PASS;
     }
-    if !turn.memory.watchdog_tried {
+    if !turn.memory.watchdog_tried && view.usable {
+        if turn.obs.tried.renew.is_none() {
+            return Some((Step::Renew, Why::RenewalDue));
+        }
         turn.memory.watchdog_tried = true;
         return Some((Step::ArmWatchdog, Why::ArmingWatchdog));
     }

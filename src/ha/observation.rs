@@ -541,9 +541,9 @@ pub struct PeerAnswer {
 /// The watchdog device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchdogView {
-    /// It is armed (or mode is off).
+    /// It is armed, or need not be: the mode is off, or `automatic` and the device does not work.
     pub armed: bool,
-    /// It could be armed (or mode is not `required`).
+    /// It is or could be armed, or the mode is not `required`.
     pub usable: bool,
 }
 
@@ -610,7 +610,7 @@ pub struct Memory {
     pub(super) stopped_at: Option<(Lsn, Moment)>,
     /// A request was accepted and its job has not begun yet.
     pub(super) accepted: Option<Request>,
-    /// The watchdog was tried since the lease was won.
+    /// The watchdog was to be armed since it was last seen armed or not needed.
     pub(super) watchdog_tried: bool,
     /// Replication was pointed there at that time; not repeated at once when the observation still differs.
     pub(super) followed: Option<(Upstream, Moment)>,

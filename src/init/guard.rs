@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
@@ -19,6 +19,18 @@ use crate::types::Moment;
 /// Tells the agent that its standard input is the guard's pipe; the value is init's pid, so that a stray copy of the
 /// variable in some grandchild means nothing. A contract between two halves of one program, not a setting.
 pub(super) const VARIABLE: &str = "HOWDAH_GUARD_PID";
+
+/// Tells an agent which watchdog device its dead predecessor had armed. As private as the other one.
+pub(super) const WATCHDOG_VARIABLE: &str = "HOWDAH_GUARD_WATCHDOG";
+
+/// The watchdog device that this agent's predecessor died with: it counts on until somebody takes it over or disarms it.
+#[must_use]
+pub fn watchdog_left_armed() -> Option<PathBuf> {
+    is_guarded()
+        .then(|| std::env::var_os(WATCHDOG_VARIABLE))
+        .flatten()
+        .map(PathBuf::from)
+}
 
 /// Whether this process is an agent that init started: its parent is the process that the variable names.
 #[must_use]
@@ -122,6 +134,14 @@ impl Guard {
     /// Not handed over.
     pub fn data_dir(&self, path: &Path) -> Result<(), GuardError> {
         self.send(&Message::DataDir(path.to_owned()))
+    }
+
+    /// The watchdog device that is armed now. If the agent dies and PostgreSQL is gone, init disarms it.
+    ///
+    /// # Errors
+    /// Not handed over.
+    pub fn watchdog(&self, armed: Option<&Path>) -> Result<(), GuardError> {
+        self.send(&Message::Watchdog(armed.map(Path::to_owned)))
     }
 
     fn send(&self, message: &Message) -> Result<(), GuardError> {

@@ -18,6 +18,8 @@ pub(super) enum Message {
     Postmaster(ProcessId),
     /// Where to look for a postmaster that the agent had no time to announce.
     DataDir(PathBuf),
+    /// The watchdog device that the agent has armed; `None`: none any more.
+    Watchdog(Option<PathBuf>),
 }
 
 impl fmt::Display for Message {
@@ -29,6 +31,8 @@ impl fmt::Display for Message {
                 write!(f, "postmaster {} {}", process.pid, process.start)
             }
             Message::DataDir(path) => write!(f, "data {}", path.display()),
+            Message::Watchdog(Some(path)) => write!(f, "watchdog {}", path.display()),
+            Message::Watchdog(None) => f.write_str("watchdog"),
         }
     }
 }
@@ -50,6 +54,9 @@ impl Message {
                     start: start.parse().ok()?,
                 }))
             }
+            "watchdog" => Some(Message::Watchdog(
+                (!rest.is_empty()).then(|| PathBuf::from(rest)),
+            )),
             "data" => Some(Message::DataDir(PathBuf::from(rest))),
             _ => None,
         }
@@ -89,6 +96,8 @@ mod tests {
             Message::Release,
             Message::Postmaster(ProcessId { pid: 12, start: 34 }),
             Message::DataDir(PathBuf::from("/var/lib/my data")),
+            Message::Watchdog(Some(PathBuf::from("/dev/watchdog"))),
+            Message::Watchdog(None),
         ] {
             assert_eq!(Message::parse(&message.to_string()), Some(message));
         }

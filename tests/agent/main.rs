@@ -18,3 +18,4 @@ mod operations;
 mod shutdown;
 mod synchronous;
 mod writer;
+mod watchdog;

@@ -101,6 +101,22 @@ pub(crate) fn play(args: &[String]) -> ExitCode {
             }
             kill_process(getpid(), Signal::KILL).unwrap();
         }
+        // A primary with an armed watchdog, for which a file stands; the next one tells what it was left.
+        "watchdog" => {
+            if starts(dir) == 1 {
+                start_postgres(dir, &guard, OBEDIENT);
+                let device = dir.join("device");
+                fs::write(&device, "").unwrap();
+                guard.watchdog(Some(&device)).unwrap();
+                guard
+                    .promise(clock::now() + Duration::from_millis(number(2)))
+                    .unwrap();
+            } else {
+                let left = howdah::init::watchdog_left_armed();
+                let left = left.map_or("nothing".to_owned(), |path| path.display().to_string());
+                note(dir, "left", &left);
+            }
+        }
         "release" => {
             start_postgres(dir, &guard, OBEDIENT);
             guard

@@ -10,7 +10,7 @@ use crate::stage::{Kind, Stage, wait_until};
 
 type Story = fn(Kind);
 
-pub(crate) const ALL: [(&str, Story); 16] = [
+pub(crate) const ALL: [(&str, Story); 18] = [
     (
         "the_agents_status_is_the_containers",
         the_agents_status_is_the_containers,
@@ -56,6 +56,14 @@ pub(crate) const ALL: [(&str, Story); 16] = [
     (
         "the_guard_finds_an_unannounced_postmaster",
         the_guard_finds_an_unannounced_postmaster,
+    ),
+    (
+        "the_watchdog_of_a_frozen_agent_is_disarmed",
+        the_watchdog_of_a_frozen_agent_is_disarmed,
+    ),
+    (
+        "the_watchdog_of_a_dead_agent_counts_for_the_next",
+        the_watchdog_of_a_dead_agent_counts_for_the_next,
     ),
     ("released_means_released", released_means_released),
     ("renewing_keeps_postgres", renewing_keeps_postgres),
@@ -212,6 +220,47 @@ fn the_guard_finds_an_unannounced_postmaster(kind: Kind) {
     assert!(!stage.postgres_runs());
     stage.signal(Signal::TERM);
     stage.ends_with(0);
+}
+
+fn the_watchdog_of_a_frozen_agent_is_disarmed(kind: Kind) {
+    let mut stage = Stage::start(kind, &["watchdog", "1500"]);
+    stage.await_file("ready");
+    stage.signal_agent(Signal::STOP);
+    stage.await_log("PostgreSQL is stopped, because");
+    // The frozen agent holds the device.
+    stage.await_log("killing the agent");
+    stage.await_log("disarmed the watchdog");
+    assert!(!stage.postgres_runs());
+    assert_eq!(fs::read_to_string(stage.path("device")).unwrap(), "V");
+    stage.await_file("left");
+    assert_eq!(fs::read_to_string(stage.path("left")).unwrap(), "nothing\n");
+    stage.signal(Signal::TERM);
+    stage.ends_with(0);
+}
+
+fn the_watchdog_of_a_dead_agent_counts_for_the_next(kind: Kind) {
+    let mut stage = Stage::start(kind, &["watchdog", "60000"]);
+    stage.await_file("ready");
+    stage.signal_agent(Signal::KILL);
+    stage.await_file("left");
+    let device = stage.path("device");
+    assert_eq!(
+        fs::read_to_string(stage.path("left")).unwrap(),
+        format!("{}\n", device.display())
+    );
+    assert!(stage.postgres_runs());
+    assert_eq!(
+        fs::read_to_string(&device).unwrap(),
+        "",
+        "PostgreSQL may write: nobody disarms it"
+    );
+    stage.signal(Signal::TERM);
+    stage.ends_with(0);
+    // Only where PostgreSQL is gone with PID 1.
+    let stopped = !stage.postgres_runs();
+    assert_eq!(stopped, kind == Kind::Namespace);
+    let written = fs::read_to_string(&device).unwrap();
+    assert_eq!(written, if stopped { "V" } else { "" });
 }
 
 fn released_means_released(kind: Kind) {

@@ -117,6 +117,7 @@ pub struct Agent {
     last_line: Option<String>,
     sample_error: Option<String>,
     cached_document: Option<serde_json::Map<String, serde_json::Value>>,
+    slots: slots::Slots,
     retention: crate::postgres::slots::Retention,
     counters: Counters,
 }

@@ -278,11 +278,13 @@ pub struct HistoryEntry {
 /// PostgreSQL's version gates need the smallest agent version of the members; unparsable versions are ignored.
 #[must_use]
 pub fn min_version(cluster: &Cluster) -> Option<(u32, u32, u32)> {
-    cluster
-        .members
-        .values()
-        .filter_map(|m| parse_version(m.version.as_deref()?))
-        .min()
+    cluster.members.values().filter_map(agent_version).min()
+}
+
+/// The version of the agent that a member runs; `None`: it does not say.
+#[must_use]
+pub fn agent_version(member: &Member) -> Option<(u32, u32, u32)> {
+    parse_version(member.version.as_deref()?)
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {

@@ -16,6 +16,7 @@ pub mod control;
 pub mod directory;
 pub mod hooks;
 pub mod inquire;
+pub mod logical;
 pub mod observe;
 pub mod options;
 pub mod params;

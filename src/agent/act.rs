@@ -206,6 +206,7 @@ impl Agent {
         obs.tried.acquire = Some(outcome(&reply));
         if let dcs::Write::Done(lease) = reply {
             self.held = Some(Held::new(lease, sent, self.settings.ttl));
+            self.retention.forget();
             obs.tried.renew = Some(Outcome::Done);
             self.heard_store(sent);
             self.end_agreement(obs);
@@ -247,8 +248,8 @@ impl Agent {
         if publish.is_some() {
             // The shutdown checkpoint is written: no commit can follow.
             self.disarm_guard();
-        }
             self.disarm_watchdog();
+        }
         obs.tried.release = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = None;
@@ -290,8 +291,8 @@ impl Agent {
         if let dcs::Write::Done(()) = reply {
             tracing::info!(candidate = %to, "handed the leader key over");
             self.disarm_guard();
-        }
             self.disarm_watchdog();
+        }
         obs.tried.hand_over = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = self.held.as_ref().map(Held::view);
@@ -445,6 +446,7 @@ pub(super) fn job_name(job: &Job) -> &'static str {
         Job::Stop { .. } => "demote",
         Job::Restart { .. } => "restart",
         Job::CheckDivergence { .. } => "checking timelines",
+        Job::CopySlots { .. } => "copy_logical_slots",
         Job::CrashRecovery => "doing crash recovery in a single user mode",
         Job::Rewind { .. } => "running pg_rewind",
         Job::Replace { .. } => "reinitialize",

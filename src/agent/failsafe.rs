@@ -294,12 +294,13 @@ impl Agent {
         held.sent = held.sent.max(sent);
         held.expires = held.expires.max(until);
         self.agreement.until = Some(until);
+        self.watchdog.keep_alive();
         self.confirm_lease();
     }
 
     /// `{"name", "conn_url", "api_url", "slots"}` (spec/rest-api.md §13).
     fn failsafe_body(&self) -> String {
-        let mut slots = self.instance.slot_positions();
+        let mut slots = self.instance.slot_positions().unwrap_or_default();
         if let Some(status) = self.instance.status() {
             let at = match status.xlog {
                 Xlog::Primary { location } => location,

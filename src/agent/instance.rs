@@ -427,18 +427,29 @@ impl Instance {
         });
     }
 
-    /// Positions of the physical slots, for the status document.
-    pub(super) fn slot_positions(&self) -> BTreeMap<String, Lsn> {
-        let slots = self
-            .sample
-            .as_ref()
-            .and_then(|sample| sample.slots.as_ref());
-        slots
-            .into_iter()
-            .flatten()
-            .filter(|slot| slot.physical && !slot.temporary)
-            .filter_map(|slot| Some((slot.name.clone(), slot.restart_lsn?)))
-            .collect()
+    /// Positions of the slots, for the status document: what a physical one keeps, what the consumer of a logical one has confirmed.
+    /// `None`: the server has not said.
+    pub(super) fn slot_positions(&self) -> Option<BTreeMap<String, Lsn>> {
+        let slots = self.sample.as_ref()?.slots.as_ref()?;
+        let position = |slot: &crate::postgres::observe::Slot| {
+            if slot.physical {
+                slot.restart_lsn
+            } else {
+                slot.confirmed_flush_lsn
+            }
+        };
+        let positions = slots
+            .iter()
+            .filter(|slot| !(slot.temporary || slot.failover && slot.synced))
+            .filter_map(|slot| Some((slot.name.clone(), position(slot)?)));
+        Some(positions.collect())
+    }
+
+    /// Whether this node must tell its upstream what its slots need.
+    pub(super) fn set_feedback(&mut self, feedback: bool) {
+        if self.plan.feedback != feedback {
+            Arc::make_mut(&mut self.plan).feedback = feedback;
+        }
     }
 
     /// The kept session, for statements of the same turn.

@@ -71,6 +71,7 @@ impl Agent {
             replay_paused,
             standby_names: self.instance.plan().standby_names.clone(),
             replication: self.instance.sample.as_ref().map(replication_of),
+            missing_slots: self.slots.missing().to_vec(),
         }
     }
 
@@ -85,7 +86,12 @@ impl Agent {
         };
         let stopping = matches!(
             self.job.running(),
-            Some(Job::Stop { .. } | Job::Restart { .. } | Job::RestartToFollow { .. })
+            Some(
+                Job::Stop { .. }
+                    | Job::Restart { .. }
+                    | Job::RestartToFollow { .. }
+                    | Job::CopySlots { .. }
+            )
         );
         let settings = self.instance.plan().effective.settings.clone();
         let starting = |instance: &mut super::instance::Instance| {
@@ -206,6 +212,7 @@ impl Agent {
             }
             Job::Restart { .. }
             | Job::RestartToFollow { .. }
+            | Job::CopySlots { .. }
             | Job::Rewind { .. }
             | Job::Replace { .. } => {
                 self.instance.asked_to_stop = true;
@@ -224,12 +231,14 @@ impl Agent {
             | Job::CheckDivergence { .. }
             | Job::CrashRecovery => {}
         }
+        self.slots.make_way(&job);
         match &job {
             Job::Bootstrap
             | Job::Clone { .. }
             | Job::StartPrimary { .. }
             | Job::StartStandby { .. }
             | Job::RestartToFollow { .. }
+            | Job::CopySlots { .. }
             | Job::Promote
             | Job::Restart { .. }
             | Job::Rewind { .. }
@@ -245,6 +254,7 @@ impl Agent {
             version: self.instance.version(),
             authority: self.authority.clone(),
             guard: self.guard.clone(),
+            logical_slots: self.logical_slots(),
             restart_upstream: self.instance.follows.clone(),
         };
         let task = job.clone();
@@ -281,6 +291,7 @@ impl Agent {
             | Job::Promote
             | Job::Stop { .. }
             | Job::CheckDivergence { .. }
+            | Job::CopySlots { .. }
             | Job::CrashRecovery
             | Job::Rewind { .. }
             | Job::Replace { .. } => {}
@@ -295,6 +306,7 @@ impl Agent {
             | Job::StartPrimary { .. }
             | Job::StartStandby { .. }
             | Job::RestartToFollow { .. }
+            | Job::CopySlots { .. }
             | Job::Promote
             | Job::Restart { .. } => self.instance.set_applied(plan),
             Job::Clone { .. }
@@ -316,6 +328,10 @@ impl Agent {
                 self.instance.callback(event, Role::Replica);
             }
             Job::RestartToFollow { .. } => self.instance.callback(Event::OnRestart, Role::Replica),
+            Job::CopySlots { .. } => {
+                self.instance.callback(Event::OnStop, Role::Replica);
+                self.instance.callback(Event::OnStart, Role::Replica);
+            }
             Job::Restart { .. } => self.instance.callback(Event::OnRestart, role),
             Job::Promote => {
                 self.instance.follows = None;

@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub(super) synchronous: bool,
     /// What the core decided about `synchronous_standby_names`; `None`: nothing since the agent started.
     pub(super) standby_names: Option<StandbyNames>,
+    /// This node, or one that streams through it, has logical slots: `hot_standby_feedback` is forced on.
+    pub(super) feedback: bool,
 }
 
 /// How the server is about to run.
@@ -103,7 +105,7 @@ impl Plan {
                 Way::Restored(restored) => restored.without_hot_standby(version),
                 Way::Primary | Way::RunningPrimary | Way::Standby(_) | Way::AnyStandby => false,
             },
-            force_feedback: false,
+            force_feedback: self.feedback,
             citus_local_host: None,
         });
         let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();

@@ -147,15 +147,21 @@ impl Agent {
         } else {
             self.retained_slots(obs, &known.retain_slots)
         };
-        let mut status = Status {
+        let mut slots = match self.instance.slot_positions() {
+            Some(slots) if at.is_none() => slots,
+            Some(_) | None => known.slots.clone(),
+        };
+        slots.insert(self.me.slot_name(), optime);
+        if !self.instance.version().at_least(11) {
+            slots.clear();
+        } else if self.dynamic.member_slots_ttl.is_zero() {
+            slots.retain(|name, _| self.dynamic.slots.contains_key(name));
+        }
+        let status = Status {
             optime,
-            slots: self.instance.slot_positions(),
+            slots,
             retain_slots,
         };
-        if at.is_some() || status.slots.is_empty() {
-            status.slots = known.slots.clone();
-        }
-        status.slots.insert(self.me.slot_name(), optime);
         if status == known {
             return;
         }
@@ -181,7 +187,7 @@ impl Agent {
         if ttl.is_zero() {
             return Vec::new();
         }
-        let present = self.instance.slot_positions();
+        let present = self.instance.slot_positions().unwrap_or_default();
         let backed: BTreeSet<String> = obs
             .cluster()
             .into_iter()
@@ -196,8 +202,8 @@ impl Agent {
             .update(&backed, known, &permanent, ttl, clock::now());
         for slot in expired {
             tracing::info!(
-                slot,
-                "the slot of a member that is gone for longer than member_slots_ttl is not kept any more"
+                "Replication slot '{slot}' for absent cluster member is expired after {} sec.",
+                ttl.as_secs()
             );
         }
         kept
@@ -327,6 +333,7 @@ pub(super) fn state_during(job: Option<&crate::ha::decision::Job>, seen: PgState
             | Job::RestartToFollow { .. }
             | Job::Promote
             | Job::CheckDivergence { .. }
+            | Job::CopySlots { .. }
             | Job::CrashRecovery
             | Job::Rewind { .. },
         )

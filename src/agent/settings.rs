@@ -160,6 +160,7 @@ impl Agent {
             known_names: self.instance.plan().known_names.clone(),
             synchronous: self.dynamic.synchronous_mode != SynchronousMode::Off,
             standby_names: self.instance.plan().standby_names.clone(),
+            feedback: self.instance.plan().feedback,
         };
         self.instance.set_plan(plan);
     }

@@ -111,6 +111,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         known_names: None,
         synchronous: dynamic.synchronous_mode != config::dynamic::SynchronousMode::Off,
         standby_names: None,
+        feedback: false,
     };
     let instance = tokio::select! {
         instance = Instance::open(plan) => instance?,
@@ -128,12 +129,12 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         next.live = Some(live);
         *view = Arc::new(next);
     });
-    let changes = store.changes();
     let watchdog = crate::watchdog::Watchdog::new(
         Box::new(crate::watchdog::Linux),
         super::watchdog::rules(&config.watchdog, dynamic.ttl, dynamic.loop_wait),
         crate::init::watchdog_left_armed(),
     );
+    let changes = store.changes();
     let leaving = Arc::clone(&store);
     let pledge = super::failsafe::Pledge::default();
     let commands = super::failsafe::clerk(commands, pledge.clone(), view.subscribe());
@@ -173,8 +174,8 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         authority: Authority::new(),
         guard,
         guard_armed: true,
-        live_settings,
         watchdog,
+        live_settings,
         memory: crate::ha::Memory::default(),
         view,
         commands,
@@ -190,6 +191,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         last_line: None,
         sample_error: None,
         cached_document: None,
+        slots: super::slots::Slots::default(),
         retention: crate::postgres::slots::Retention::default(),
         counters: Counters::default(),
     };

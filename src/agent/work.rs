@@ -1,6 +1,7 @@
 //! The long jobs: what happens to the data directory and the postmaster, one function each. They run beside the loop and may be dropped
 //! at any await; they never touch the store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,14 @@ use crate::postgres::clone::{self, CloneRequest};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::{self, ControlData};
 use crate::postgres::directory::{self, Removal};
+use crate::postgres::logical;
 use crate::postgres::params::{Parameters, PendingRestart};
 use crate::postgres::pidfile::{self, Found};
 use crate::postgres::process::{self, Postmaster, StartError};
 use crate::postgres::promote::{self, Promoted};
 use crate::postgres::ready::{self, Readiness};
 use crate::postgres::rewind::{self, RewindError, RewindRequest, Verdict};
+use crate::postgres::slots::LogicalSlot;
 use crate::postgres::sql::{Session, Target};
 use crate::postgres::stop::{self, Hooks, Mode};
 use crate::postgres::{LocalHost, Settings, bootstrap, hooks, options, render, single_user, write};
@@ -34,6 +37,9 @@ use super::plan::{Layout, Plan, Restored, Way, address_of};
 /// A start that takes longer than this without a timeout of its own is given up (spec/postgres-management.md §3.3: pg_ctl_timeout).
 const CRASH_RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long the leader may take to hand out its slots.
+const COPY_LIMIT: Duration = Duration::from_secs(5);
+
 /// Everything a job may use.
 #[derive(Clone)]
 pub(super) struct Work {
@@ -43,6 +49,8 @@ pub(super) struct Work {
     pub(super) guard: Guard,
     /// Whom the configuration on disk follows: a restart keeps it.
     pub(super) restart_upstream: Option<Upstream>,
+    /// The permanent logical slots of the configuration.
+    pub(super) logical_slots: BTreeMap<String, LogicalSlot>,
 }
 
 impl Work {
@@ -62,6 +70,7 @@ impl Work {
                 purpose: _,
             } => self.stop(mode, bound, checkpoint, &reporter).await,
             Job::Restart { timeout } => self.restart(timeout).await,
+            Job::CopySlots { from, slots } => self.copy_slots(&from, &slots).await,
             Job::CheckDivergence { with } => self.check_divergence(&with).await,
             Job::CrashRecovery => self.crash_recovery().await,
             Job::Rewind { from } => self.rewind(&from).await,
@@ -416,6 +425,45 @@ impl Work {
             (None, true) => Way::AnyStandby,
         };
         let raised = self.start(&way, limit).await?;
+        Ok(Ended {
+            raised: Some(raised),
+            ..JobEnd::Done.into()
+        })
+    }
+
+    /// Reads the slots first: without them nothing is stopped (spec/postgres-management.md §11.6).
+    async fn copy_slots(&self, from: &Upstream, slots: &[String]) -> anyhow::Result<Ended> {
+        let settings = self.settings();
+        let address = address_of(from).ok_or_else(|| anyhow!("no address to copy slots from"))?;
+        let mut wanted = self.logical_slots.clone();
+        wanted.retain(|name, _| slots.contains(name));
+        let reading = logical::read(settings, self.version, &address, &wanted);
+        let copies = tokio::time::timeout(COPY_LIMIT, reading)
+            .await
+            .with_context(|| format!("no answer within {} s", COPY_LIMIT.as_secs()))
+            .and_then(|copies| Ok(copies?))
+            .with_context(|| format!("read slots from {}", address.host))?;
+        if copies.is_empty() {
+            bail!(
+                "{} has none of the slots {}",
+                address.host,
+                slots.join(", ")
+            );
+        }
+        if let Some(postmaster) = self.postmaster() {
+            self.checkpoint_before_stop().await;
+            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+        }
+        let installed = logical::install(&settings.data_dir, &copies);
+        let way = match &self.restart_upstream {
+            Some(upstream) => Way::Standby(upstream),
+            None => Way::AnyStandby,
+        };
+        let limit = settings.pg_ctl_timeout.max(CRASH_RECOVERY_LIMIT);
+        let raised = self.start(&way, limit).await?;
+        installed?;
+        let names: Vec<&str> = copies.iter().map(|copy| copy.name.as_str()).collect();
+        tracing::info!(slots = ?names, "copied logical replication slots");
         Ok(Ended {
             raised: Some(raised),
             ..JobEnd::Done.into()

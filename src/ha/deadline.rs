@@ -132,6 +132,7 @@ pub(super) fn is_or_may_become_primary(obs: &Observation) -> bool {
             | Job::RestartToFollow { .. }
             | Job::Stop { .. }
             | Job::CheckDivergence { .. }
+            | Job::CopySlots { .. }
             | Job::CrashRecovery
             | Job::Rewind { .. }
             | Job::Replace { .. } => false,

@@ -170,6 +170,13 @@ pub enum Job {
         /// Bound of the start.
         timeout: Duration,
     },
+    /// Copy logical slots from the leader, which takes a restart.
+    CopySlots {
+        /// From whom.
+        from: Upstream,
+        /// Which.
+        slots: Vec<String>,
+    },
     /// Compare histories with this leader; the result is the observation's `divergence`.
     CheckDivergence {
         /// With whom.
@@ -545,6 +552,11 @@ pub enum Why {
     SomebodyElseLeads { leader: MemberName },
     /// A member of a standby cluster follows the remote server.
     FollowingRemote,
+    /// Logical slots are copied, so that their consumers survive a failover to this node.
+    CopyingSlots {
+        /// From whom.
+        leader: MemberName,
+    },
 
     // Pause.
     /// Primary with the lock.
@@ -819,6 +831,7 @@ impl fmt::Display for Why {
                 write!(f, "demoting self because I do not have the lock and I was a leader; {leader} leads")
             }
             Why::FollowingRemote => f.write_str("following the remote primary"),
+            Why::CopyingSlots { leader } => write!(f, "copying logical replication slots from {leader}"),
             Why::LeadingPaused { me } => write!(f, "PAUSE: no action. I am ({me}), the leader with the lock"),
             Why::PrimaryWithoutLockPaused => f.write_str("PAUSE: continue to run as primary without lock"),
             Why::NotPrimaryPaused => f.write_str("PAUSE: removed leader lock because postgres is not running as primary"),
@@ -854,6 +867,7 @@ impl Job {
             } => "switchover: demote",
             Job::Stop { .. } => "stopping",
             Job::Restart { .. } => "restart",
+            Job::CopySlots { .. } => "copying logical replication slots",
             Job::CheckDivergence { .. } => "comparing histories",
             Job::CrashRecovery => "doing crash recovery in a single user mode",
             Job::Rewind { .. } => "running pg_rewind",

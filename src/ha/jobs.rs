@@ -66,6 +66,7 @@ pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         }
         Job::Stop { .. }
         | Job::CheckDivergence { .. }
+        | Job::CopySlots { .. }
         | Job::Bootstrap
         | Job::Clone { .. }
         | Job::StartStandby { .. }
@@ -172,6 +173,7 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         | Job::StartStandby { .. }
         | Job::Promote
         | Job::RestartToFollow { .. }
+        | Job::CopySlots { .. }
         | Job::Restart { .. } => PASS,
     }
 }

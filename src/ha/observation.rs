@@ -259,6 +259,8 @@ pub struct Local {
     pub standby_names: Option<StandbyNames>,
     /// What the running server says of synchronous replication.
     pub replication: Option<Replication>,
+    /// Logical slots of the leader that this standby should have and has not.
+    pub missing_slots: Vec<String>,
 }
 
 /// Who decides `synchronous_standby_names`.

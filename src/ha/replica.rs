@@ -2,12 +2,12 @@
 //! (spec/ha.md §5.10).
 
 use crate::cluster::{Cluster, Member};
-use crate::types::{MemberName, ReplicationState};
+use crate::types::{MemberName, ReplicationState, Role};
 
 use super::decision::{Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{Position, Upstream};
-use super::turn::{Turn, named, stop};
-use super::{recovery, standby};
+use super::turn::{Choice, Turn, as_upstream, named, stop};
+use super::{PASS, recovery, standby};
 
 /// Follows `name`.
 pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, Why) {
@@ -44,7 +44,7 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         if turn.my_timeline() == leader.timeline && opener.is_some() {
             turn.memory.opened_by = opener;
         }
-        return (Step::Rest, steady);
+        return copy_slots(turn, leader).unwrap_or((Step::Rest, steady));
     }
     if let Some(diverged) = recovery::verdict(turn, cluster, leader) {
         let repairable = recovery::can_repair(turn, &diverged);
@@ -75,6 +75,20 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         return wait_or_compare_again(turn, leader, upstream, steady);
     }
     point(turn, upstream, name, steady)
+}
+
+/// A standby in good order that lacks logical slots of its leader: it gets them now, while no failover is due.
+fn copy_slots(turn: &Turn<'_>, leader: &Member) -> Choice {
+    let slots = &turn.obs.postgres.missing_slots;
+    if slots.is_empty() || turn.paused() || leader.role != Some(Role::Primary) {
+        return PASS;
+    }
+    let job = Job::CopySlots {
+        from: as_upstream(leader)?,
+        slots: slots.clone(),
+    };
+    let leader = leader.name.clone();
+    Some((Step::Start(job), Why::CopyingSlots { leader }))
 }
 
 /// Pointed at the leader, proven, and still not streaming on its timeline: the old upstream may have sent more after the comparison.

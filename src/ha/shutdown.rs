@@ -35,6 +35,7 @@ pub(super) fn while_running(
         | Job::Promote
         | Job::Restart { .. }
         | Job::CheckDivergence { .. }
+        | Job::CopySlots { .. }
         | Job::CrashRecovery
         | Job::Rewind { .. }
         | Job::Replace { .. } => Some(end_job(job, cancelled)),

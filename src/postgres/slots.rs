@@ -1,8 +1,7 @@
-//! Physical replication slots of the members: which ones a node should have, and the statements that make it so
-//! (spec/postgres-management.md §11.2, §11.4).
+//! Replication slots: which ones a node should have, and the statements that make it so (spec/postgres-management.md §11.2 to §11.5).
 //!
 //! The plan is pure and safe by construction: it never drops an active slot, one that an operator told to ignore, or anything in pause.
-//! Logical and permanent slots are only recognised, so that they are left alone.
+//! How a standby comes by a logical slot is told in `logical`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +20,8 @@ pub struct SlotMember {
     pub nostream: bool,
     /// Its own `xlog_location`.
     pub position: Option<Lsn>,
+    /// Tag `nofailover`, or whatever else keeps it from leading.
+    pub nofailover: bool,
 }
 
 /// All that decides which member slots this node has.
@@ -44,6 +45,8 @@ pub struct SlotInputs<'a> {
     pub retained: &'a [String],
     /// `/status.slots`.
     pub published: &'a BTreeMap<String, Lsn>,
+    /// The leader runs a Patroni before 4.0, which does not publish the positions of all members.
+    pub leader_is_old: bool,
     /// Data directory's major.
     pub version: PgVersion,
 }
@@ -95,8 +98,8 @@ pub fn desired(inputs: &SlotInputs<'_>) -> DesiredSlots {
         }
         let published = inputs.published.get(&slot).copied();
         let advance_to = match &member.replicatefrom {
-            Some(_) => published.max(member.position),
-            None => published,
+            None if !inputs.leader_is_old => published,
+            Some(_) | None => published.max(member.position),
         };
         owners
             .entry(slot.clone())
@@ -147,6 +150,86 @@ pub fn add_permanent_physical(
     }
 }
 
+/// A permanent logical slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalSlot {
+    /// Its database.
+    pub database: String,
+    /// Its output plugin.
+    pub plugin: String,
+}
+
+/// The members from this one up to the one that streams from the leader: by `replicatefrom`, as far as members exist. Bounded, whatever
+/// the tags say.
+fn upstreams<'a>(members: &'a [SlotMember], of: &'a SlotMember) -> Vec<&'a SlotMember> {
+    let mut chain = vec![of];
+    while let Some(from) = chain.last().and_then(|last| last.replicatefrom.as_ref())
+        && let Some(next) = members.iter().find(|member| member.name == *from)
+        && !chain.iter().any(|seen| seen.name == next.name)
+    {
+        chain.push(next);
+    }
+    chain
+}
+
+/// Whether this member has the permanent logical slots: it may lead, and receives WAL like everything above it.
+#[must_use]
+pub fn keeps_logical(members: &[SlotMember], member: &SlotMember) -> bool {
+    !member.nofailover && !upstreams(members, member).iter().any(|up| up.nostream)
+}
+
+/// Whether this node must tell its upstream what it still needs (`hot_standby_feedback`): it, or one that streams through it, has logical
+/// slots.
+#[must_use]
+pub fn needs_feedback(members: &[SlotMember], me: &MemberName) -> bool {
+    members.iter().any(|member| {
+        keeps_logical(members, member) && upstreams(members, member).iter().any(|up| up.name == *me)
+    })
+}
+
+/// Whose physical slot on the leader keeps what this node's logical slots need: its own, or that of the first hop.
+#[must_use]
+pub fn first_hop<'a>(
+    members: &'a [SlotMember],
+    me: &'a MemberName,
+    leader: &MemberName,
+) -> &'a MemberName {
+    let Some(member) = members.iter().find(|member| member.name == *me) else {
+        return me;
+    };
+    let below_leader = upstreams(members, member)
+        .into_iter()
+        .take_while(|up| up.name != *leader);
+    below_leader.last().map_or(me, |up| &up.name)
+}
+
+/// The permanent logical slots this node should have (§11.3), and those whose name a member needs for itself.
+#[must_use]
+pub fn permanent_logical(
+    inputs: &SlotInputs<'_>,
+    wanted: &BTreeMap<String, LogicalSlot>,
+) -> (BTreeMap<String, LogicalSlot>, Vec<String>) {
+    let me = inputs
+        .members
+        .iter()
+        .find(|member| member.name == *inputs.me);
+    let here = inputs.use_slots
+        && inputs.version.at_least(11)
+        && me.is_none_or(|me| keeps_logical(inputs.members, me))
+        && !inputs.nofailover;
+    if !here {
+        return (BTreeMap::new(), Vec::new());
+    }
+    let mut slots = wanted.clone();
+    let taken: Vec<String> = inputs
+        .members
+        .iter()
+        .map(|member| member.name.slot_name())
+        .filter(|slot| slots.remove(slot).is_some())
+        .collect();
+    (slots, taken)
+}
+
 fn streams_from_me(member: &SlotMember, inputs: &SlotInputs<'_>) -> bool {
     let exists = |name: &MemberName| inputs.members.iter().any(|m| m.name == *name);
     match &member.replicatefrom {
@@ -166,6 +249,9 @@ pub struct PresentSlot {
     pub database: Option<String>,
     pub active: bool,
     pub restart_lsn: Option<Lsn>,
+    pub confirmed_flush: Option<Lsn>,
+    pub catalog_xmin: Option<u32>,
+    /// It has an `xmin` or a `catalog_xmin`.
     pub xmin: bool,
     /// `wal_status` is `lost` (13+).
     pub lost: bool,
@@ -207,8 +293,12 @@ pub struct PlanInputs<'a> {
     pub present: &'a [PresentSlot],
     /// Member slots that should be.
     pub desired: &'a BTreeMap<String, DesiredSlot>,
-    /// Names of permanent slots (physical and logical): not this plan's business.
-    pub permanent: &'a BTreeSet<String>,
+    /// Permanent logical slots that should be.
+    pub logical: &'a BTreeMap<String, LogicalSlot>,
+    /// This node is a standby of another leader: its failover slots are PostgreSQL's own business (17+), and its logical slots are copies.
+    pub follows: bool,
+    /// Missing logical slots are created: this node leads and accepts writes.
+    pub creates_logical: bool,
     /// `ignore_slots`.
     pub ignored: &'a [IgnoreSlot],
     /// The cluster is paused: nothing is dropped.
@@ -234,6 +324,13 @@ pub enum SlotAction {
         /// Slot.
         name: String,
     },
+    /// `pg_create_logical_replication_slot`.
+    CreateLogical {
+        /// Slot.
+        name: String,
+        /// What it is.
+        slot: LogicalSlot,
+    },
     /// `pg_replication_slot_advance` (11+).
     Advance {
         /// Slot.
@@ -255,11 +352,18 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Vec<SlotAction> {
     let mut keep: BTreeSet<&str> = BTreeSet::new();
     for slot in inputs.present {
         let wanted = inputs.desired.get(&slot.name);
-        let ignored = inputs.permanent.contains(&slot.name)
-            || inputs.ignored.iter().any(|matcher| matcher.matches(slot))
-            || slot.failover;
+        let ignored = inputs.ignored.iter().any(|matcher| matcher.matches(slot));
         keep.insert(&slot.name);
         if ignored {
+            continue;
+        }
+        if slot.failover && !slot.physical {
+            if inputs.follows && !inputs.paused && !slot.active {
+                actions.push(SlotAction::Drop {
+                    name: slot.name.clone(),
+                    reason: "a failover slot that PostgreSQL does not synchronise cannot be used here",
+                });
+            }
             continue;
         }
         match (wanted, reason_to_drop(slot, wanted, inputs)) {
@@ -285,6 +389,16 @@ pub fn plan(inputs: &PlanInputs<'_>) -> Vec<SlotAction> {
         .keys()
         .filter(|name| !keep.contains(name.as_str()));
     actions.extend(missing.map(|name| SlotAction::Create { name: name.clone() }));
+    if inputs.creates_logical {
+        let missing = inputs
+            .logical
+            .iter()
+            .filter(|(name, _)| !keep.contains(name.as_str()));
+        actions.extend(missing.map(|(name, slot)| SlotAction::CreateLogical {
+            name: name.clone(),
+            slot: slot.clone(),
+        }));
+    }
     actions
 }
 
@@ -295,7 +409,12 @@ fn reason_to_drop(
     inputs: &PlanInputs<'_>,
 ) -> Option<(&'static str, bool)> {
     let Some(wanted) = wanted else {
-        return Some(("no member needs it", false));
+        return match inputs.logical.get(&slot.name) {
+            None => Some(("nobody needs it", false)),
+            Some(_) if slot.lost => Some(("its WAL is gone", true)),
+            Some(logical) if is_it(slot, logical) => None,
+            Some(_) => Some(("it has another type, database or plugin", true)),
+        };
     };
     if !slot.physical {
         return Some(("a member needs a physical slot of this name", true));
@@ -312,6 +431,53 @@ fn reason_to_drop(
         }
     }
     None
+}
+
+fn is_it(slot: &PresentSlot, logical: &LogicalSlot) -> bool {
+    !slot.physical
+        && slot.database.as_deref() == Some(&logical.database)
+        && slot.plugin.as_deref() == Some(&logical.plugin)
+}
+
+/// What a standby has to do for its copies of the leader's logical slots (§11.6).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Copies {
+    /// Present ones that are behind: name, database, where to.
+    pub behind: Vec<(String, String, Lsn)>,
+    /// Those that are to be copied from the leader.
+    pub missing: Vec<String>,
+}
+
+/// Compares the copies with what the leader has published. `replayed`: where this standby is. Slots in `broken` have lost their WAL here.
+#[must_use]
+pub fn copies(
+    present: &[PresentSlot],
+    logical: &BTreeMap<String, LogicalSlot>,
+    published: &BTreeMap<String, Lsn>,
+    broken: &BTreeSet<String>,
+    replayed: Lsn,
+) -> Copies {
+    let mut copies = Copies::default();
+    for (name, slot) in logical {
+        let Some(leader_is_at) = published.get(name) else {
+            continue;
+        };
+        match present.iter().find(|present| present.name == *name) {
+            None => copies.missing.push(name.clone()),
+            Some(_) if broken.contains(name) => copies.missing.push(name.clone()),
+            // Dropped by the plan; copied once it is gone.
+            Some(present) if present.lost || !is_it(present, slot) => {}
+            Some(present) => {
+                let to = (*leader_is_at).min(replayed);
+                if !present.active && present.confirmed_flush.is_some_and(|at| at < to) {
+                    copies
+                        .behind
+                        .push((name.clone(), slot.database.clone(), to));
+                }
+            }
+        }
+    }
+    copies
 }
 
 fn advance(slot: &PresentSlot, wanted: &DesiredSlot, version: PgVersion) -> Option<SlotAction> {
@@ -405,9 +571,14 @@ pub async fn read(
     } else {
         format!(" WHERE {}", conditions.join(" AND "))
     };
+    let confirmed = if version >= PgVersion(90_600) {
+        format!("{difference}(confirmed_flush_lsn, {zero})::bigint")
+    } else {
+        "NULL::bigint".to_owned()
+    };
     let statement = format!(
         "SELECT slot_name::text, slot_type::text, plugin::text, database::text, active, {difference}(restart_lsn, {zero})::bigint, \
-         xmin IS NOT NULL, {lost}, {failover} FROM pg_catalog.pg_replication_slots{filter}"
+         xmin IS NOT NULL, {lost}, {failover}, {confirmed}, catalog_xmin::text::bigint FROM pg_catalog.pg_replication_slots{filter}"
     );
     let rows = client.query(&statement, &[]).await?;
     rows.iter()
@@ -423,6 +594,13 @@ pub async fn read(
                 xmin: row.try_get(6)?,
                 lost: row.try_get(7)?,
                 failover: row.try_get(8)?,
+                confirmed_flush: row
+                    .try_get::<_, Option<i64>>(9)?
+                    .and_then(|lsn| u64::try_from(lsn).ok())
+                    .map(Lsn),
+                catalog_xmin: row
+                    .try_get::<_, Option<i64>>(10)?
+                    .and_then(|xid| u32::try_from(xid).ok()),
             })
         })
         .collect()
@@ -431,7 +609,8 @@ pub async fn read(
 /// Carries out one step. The guards against concurrent change are in the statements: a slot that became active is not dropped.
 ///
 /// # Errors
-/// The statement failed. A slot that exists already, is gone already, or became active is none.
+/// The statement failed. A slot that exists already, is gone already, or became active is none. A logical slot is created in the
+/// session's own database.
 pub async fn carry_out(
     client: &Client,
     action: &SlotAction,
@@ -451,6 +630,11 @@ pub async fn carry_out(
                  WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text)"
             );
             client.query(&statement, &[name]).await?;
+        }
+        SlotAction::CreateLogical { name, slot } => {
+            let statement = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text, $2::text) \
+                             WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text)";
+            client.query(statement, &[name, &slot.plugin]).await?;
         }
         SlotAction::Advance { name, to } => {
             let to = to.to_string();
@@ -478,6 +662,7 @@ mod tests {
             replicatefrom: from.map(name),
             nostream: false,
             position: Some(Lsn(70)),
+            nofailover: false,
         }
     }
 
@@ -520,6 +705,7 @@ mod tests {
                 retain: true,
                 retained: &self.retained,
                 published: &self.published,
+                leader_is_old: false,
                 version: PgVersion(150_000),
             }
         }
@@ -549,6 +735,16 @@ mod tests {
             ..case.inputs()
         };
         assert_eq!(shown(&desired(&off)), "");
+    }
+
+    #[test]
+    fn what_an_old_leader_does_not_publish_the_members_say_themselves() {
+        let case = Case::new("a");
+        let old = SlotInputs {
+            leader_is_old: true,
+            ..case.inputs()
+        };
+        assert_eq!(shown(&desired(&old)), "b!@70 c@70 d_1!@70 old@10");
     }
 
     #[test]
@@ -612,6 +808,24 @@ mod tests {
         }
     }
 
+    fn logical_slot() -> LogicalSlot {
+        LogicalSlot {
+            database: "app".to_owned(),
+            plugin: "pgoutput".to_owned(),
+        }
+    }
+
+    fn present_logical(name: &str) -> PresentSlot {
+        PresentSlot {
+            physical: false,
+            plugin: Some("pgoutput".into()),
+            database: Some("app".into()),
+            confirmed_flush: Some(Lsn(30)),
+            xmin: true,
+            ..present(name)
+        }
+    }
+
     fn planned(present: &[PresentSlot], change: impl FnOnce(&mut PlanInputs<'_>)) -> String {
         let desired = BTreeMap::from([
             (
@@ -629,7 +843,7 @@ mod tests {
                 },
             ),
         ]);
-        let permanent = BTreeSet::from(["perm".to_owned()]);
+        let logical = BTreeMap::from([("perm".to_owned(), logical_slot())]);
         let ignored = [IgnoreSlot {
             name: Some("theirs".into()),
             slot_type: Some("physical".into()),
@@ -638,7 +852,9 @@ mod tests {
         let mut inputs = PlanInputs {
             present,
             desired: &desired,
-            permanent: &permanent,
+            logical: &logical,
+            follows: false,
+            creates_logical: false,
             ignored: &ignored,
             paused: false,
             may_drop_xmin: true,
@@ -648,6 +864,9 @@ mod tests {
         let show = |action: SlotAction| match action {
             SlotAction::Drop { name, .. } => format!("-{name}"),
             SlotAction::Create { name } => format!("+{name}"),
+            SlotAction::CreateLogical { name, slot } => {
+                format!("+{name}({} {})", slot.database, slot.plugin)
+            }
             SlotAction::Advance { name, to } => format!("{name}>{}", to.0),
             SlotAction::Busy { name } => format!("{name}?"),
         };
@@ -673,7 +892,7 @@ mod tests {
     fn only_unwanted_idle_slots_of_nobody_else_are_dropped() {
         let slots = [
             present("x"),
-            present("perm"),
+            present_logical("perm"),
             present("theirs"),
             present("b"),
             present("c"),
@@ -725,6 +944,192 @@ mod tests {
             ..present("c")
         };
         assert_eq!(planned(&[present("b"), unreserved], |_| {}), "-c");
+    }
+
+    #[test]
+    fn logical_slots_are_created_by_the_leader_and_made_anew_when_they_are_something_else() {
+        let members = [present("b"), present("c")];
+        let with = |slot: PresentSlot, paused| {
+            let slots = [members[0].clone(), slot, members[1].clone()];
+            planned(&slots, |inputs| {
+                inputs.creates_logical = true;
+                inputs.paused = paused;
+            })
+        };
+        assert_eq!(planned(&members, |_| {}), "c>50", "a standby creates none");
+        assert_eq!(
+            planned(&members, |inputs| inputs.creates_logical = true),
+            "c>50 +perm(app pgoutput)"
+        );
+        assert_eq!(with(present_logical("perm"), false), "c>50");
+        let others = [
+            present("perm"),
+            PresentSlot {
+                plugin: Some("test_decoding".into()),
+                ..present_logical("perm")
+            },
+            PresentSlot {
+                database: Some("other".into()),
+                ..present_logical("perm")
+            },
+            PresentSlot {
+                lost: true,
+                ..present_logical("perm")
+            },
+        ];
+        for other in others {
+            assert_eq!(
+                with(other.clone(), false),
+                "-perm c>50 +perm(app pgoutput)",
+                "{other:?}"
+            );
+            assert_eq!(with(other.clone(), true), "c>50", "{other:?}");
+            let active = PresentSlot {
+                active: true,
+                ..other
+            };
+            assert_eq!(with(active, false), "perm? c>50");
+        }
+        assert_eq!(
+            with(present_logical("gone"), false),
+            "-gone c>50 +perm(app pgoutput)"
+        );
+    }
+
+    #[test]
+    fn ignored_logical_slots_and_failover_slots_are_left_alone() {
+        let slot = PresentSlot {
+            plugin: Some("other".into()),
+            ..present_logical("perm")
+        };
+        let matchers = [
+            (None, None, None, Some("other")),
+            (Some("perm"), Some("logical"), None, None),
+            (None, None, Some("app"), None),
+        ];
+        for (name, slot_type, database, plugin) in matchers {
+            let own = |text: Option<&str>| text.map(str::to_owned);
+            let ignored = [IgnoreSlot {
+                name: own(name),
+                slot_type: own(slot_type),
+                database: own(database),
+                plugin: own(plugin),
+            }];
+            let slots = [present("b"), slot.clone(), present("c")];
+            let desired = BTreeMap::from([
+                ("b".to_owned(), DesiredSlot::default()),
+                ("c".to_owned(), DesiredSlot::default()),
+            ]);
+            let actions = plan(&PlanInputs {
+                present: &slots,
+                desired: &desired,
+                logical: &BTreeMap::from([("perm".to_owned(), logical_slot())]),
+                follows: false,
+                creates_logical: true,
+                ignored: &ignored,
+                paused: false,
+                may_drop_xmin: true,
+                version: PgVersion(150_000),
+            });
+            assert_eq!(actions, []);
+        }
+        let failover = [
+            present("b"),
+            PresentSlot {
+                failover: true,
+                ..present_logical("f")
+            },
+            present("c"),
+        ];
+        assert_eq!(planned(&failover, |_| {}), "c>50");
+        let with = |change: fn(&mut PlanInputs<'_>)| planned(&failover, change);
+        assert_eq!(with(|inputs| inputs.follows = true), "-f c>50");
+        let paused = |inputs: &mut PlanInputs<'_>| {
+            inputs.follows = true;
+            inputs.paused = true;
+        };
+        assert_eq!(with(paused), "c>50");
+    }
+
+    #[test]
+    fn logical_slots_are_on_members_that_may_lead_and_receive_wal() {
+        let mut case = Case::new("b");
+        let wanted = BTreeMap::from([
+            ("perm".to_owned(), logical_slot()),
+            ("d_1".to_owned(), logical_slot()),
+        ]);
+        let names = |case: &Case, change: fn(&mut SlotInputs<'_>)| {
+            let mut inputs = case.inputs();
+            change(&mut inputs);
+            let (slots, taken) = permanent_logical(&inputs, &wanted);
+            let slots: Vec<String> = slots.into_keys().collect();
+            format!("{} {}", slots.join(","), taken.join(","))
+        };
+        assert_eq!(names(&case, |_| {}), "perm d_1");
+        assert_eq!(names(&case, |i| i.nofailover = true), " ");
+        assert_eq!(names(&case, |i| i.use_slots = false), " ");
+        assert_eq!(names(&case, |i| i.version = PgVersion(100_000)), " ");
+        assert!(needs_feedback(&case.members, &name("b")));
+        // c streams from b; b receives nothing: neither has any.
+        case.members[1].nostream = true;
+        assert_eq!(names(&case, |_| {}), " ");
+        let cascaded = Case {
+            me: name("c"),
+            ..case
+        };
+        assert_eq!(names(&cascaded, |_| {}), " ");
+        assert!(!needs_feedback(&cascaded.members, &name("c")));
+    }
+
+    #[test]
+    fn feedback_is_needed_along_the_chain() {
+        let mut members = vec![
+            member("a", None),
+            member("b", None),
+            member("c", Some("b")),
+            member("d", Some("c")),
+        ];
+        members[1].nofailover = true;
+        members[2].nofailover = true;
+        for needs in ["b", "c", "d"] {
+            assert!(needs_feedback(&members, &name(needs)), "{needs}");
+        }
+        members[3].nofailover = true;
+        assert!(!needs_feedback(&members, &name("b")));
+        let (a, d) = (name("a"), name("d"));
+        assert_eq!(first_hop(&members, &d, &a), &name("b"));
+        assert_eq!(first_hop(&members, &d, &name("c")), &d);
+        // Tags that go in a circle.
+        members[1].replicatefrom = Some(name("d"));
+        assert!(!needs_feedback(&members, &name("b")));
+    }
+
+    #[test]
+    fn copies_follow_the_leader_no_further_than_they_have_replayed() {
+        let logical = BTreeMap::from([
+            ("p".to_owned(), logical_slot()),
+            ("q".to_owned(), logical_slot()),
+        ]);
+        let published = BTreeMap::from([("p".to_owned(), Lsn(50))]);
+        let compare = |present: &[PresentSlot], broken: &[&str], replayed| {
+            let broken = broken.iter().map(|name| (*name).to_owned()).collect();
+            let copies = copies(present, &logical, &published, &broken, Lsn(replayed));
+            let behind: Vec<String> = copies
+                .behind
+                .iter()
+                .map(|(name, database, to)| format!("{name}@{database}>{}", to.0))
+                .collect();
+            format!("{} {}", behind.join(","), copies.missing.join(","))
+        };
+        // Nobody knows where q is: there is nothing to copy.
+        assert_eq!(compare(&[], &[], 40), " p");
+        let slot = present_logical("p");
+        assert_eq!(compare(std::slice::from_ref(&slot), &[], 40), "p@app>40 ");
+        assert_eq!(compare(std::slice::from_ref(&slot), &[], 90), "p@app>50 ");
+        assert_eq!(compare(std::slice::from_ref(&slot), &[], 30), " ");
+        assert_eq!(compare(std::slice::from_ref(&slot), &["p"], 90), " p");
+        let lost = PresentSlot { lost: true, ..slot };
+        assert_eq!(compare(&[lost], &[], 90), " ");
     }
 
     #[test]

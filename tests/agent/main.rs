@@ -16,6 +16,7 @@ mod failures;
 mod isolation;
 mod operations;
 mod shutdown;
+mod slots;
 mod synchronous;
-mod writer;
 mod watchdog;
+mod writer;

@@ -548,7 +548,9 @@ async fn a_clone_streams_from_its_primary_through_its_slot() {
         slots::plan(&PlanInputs {
             present: &present,
             desired: &desired,
-            permanent: &Default::default(),
+            logical: &Default::default(),
+            follows: false,
+            creates_logical: false,
             ignored: &[],
             paused: false,
             may_drop_xmin: true,

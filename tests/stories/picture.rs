@@ -176,6 +176,7 @@ impl Picture {
                 divergence: Divergence::Unchecked,
                 replay_paused: false,
                 standby_names: None,
+                missing_slots: Vec::new(),
                 replication: None,
             },
             job: JobView::Idle,
@@ -271,6 +272,9 @@ impl Picture {
                     return Err("since when?".to_owned());
                 };
                 self.obs.agent_since = Moment(secs(time)?);
+            }
+            "missing" => {
+                self.obs.postgres.missing_slots = rest.iter().map(ToString::to_string).collect();
             }
             "watchdog" => {
                 self.obs.watchdog = WatchdogView {
@@ -475,6 +479,10 @@ impl Picture {
                 "lost-lease-stop" => stop(StopPurpose::LostLease),
                 "compare" => Job::CheckDivergence {
                     with: upstream("b"),
+                },
+                "copy-slots" => Job::CopySlots {
+                    from: upstream("b"),
+                    slots: vec!["events".to_owned()],
                 },
                 "crash-recovery" => Job::CrashRecovery,
                 "rewind" => Job::Rewind {

@@ -1141,6 +1141,7 @@ fn base_observation(me: usize, cluster: Cluster) -> Observation {
             divergence: Divergence::Unchecked,
             replay_paused: false,
             standby_names: None,
+            missing_slots: Vec::new(),
             replication: None,
         },
         job: JobView::Idle,

@@ -77,7 +77,9 @@ impl World {
                 self.nodes[node].pg.shut_down();
                 self.start_postgres(node);
             }
-            Job::CheckDivergence { .. } => self.stage(node, id, 1, 20, 60),
+            Job::CheckDivergence { .. } | Job::CopySlots { .. } => {
+                self.stage(node, id, 1, 20, 60);
+            }
             Job::CrashRecovery => self.stage(node, id, 1, 100, 300),
             Job::Rewind { .. } => self.stage(node, id, 1, 200, 600),
             Job::Replace { .. } => {
@@ -198,7 +200,11 @@ impl World {
                 self.finish(node, JobEnd::Done);
             }
             Job::Rewind { from } => self.rewind(node, &from),
-            Job::StartStandby { .. } | Job::RestartToFollow { .. } | Job::Restart { .. } => {}
+            // No simulated server lacks logical slots.
+            Job::StartStandby { .. }
+            | Job::RestartToFollow { .. }
+            | Job::Restart { .. }
+            | Job::CopySlots { .. } => {}
         }
     }
 

@@ -42,6 +42,7 @@ impl World {
                 divergence: agent.divergence.clone(),
                 replay_paused: false,
                 standby_names: None,
+                missing_slots: Vec::new(),
                 replication: None,
             },
             job: agent.job_view(),

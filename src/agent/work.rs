@@ -711,7 +711,10 @@ impl Work {
                 })
             }
             // It did not run: that says nothing about the directory.
-            Err(error @ (RewindError::NotRun(_) | RewindError::File(_))) => Err(error.into()),
+            Err(
+                error
+                @ (RewindError::NoRoom { .. } | RewindError::NotRun(_) | RewindError::File(_)),
+            ) => Err(error.into()),
             Err(error @ RewindError::Failed { .. }) => {
                 let from = self.upstream_name(from)?;
                 Ok(Ended {

@@ -568,7 +568,7 @@ fn await_another_rewind(turn: &mut Turn<'_>) -> Choice {
     turn.wake_by(again);
     let why = Why::JobFailed {
         job: "running pg_rewind",
-        detail: "its output is above".to_owned(),
+        detail: "its output is above (reinitialize this member if it keeps failing)".to_owned(),
     };
     Some((Step::Rest, why))
 }

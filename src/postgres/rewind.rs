@@ -423,6 +423,16 @@ pub enum RewindError {
         /// The last lines it wrote.
         output: String,
     },
+    /// There is no room for what it would copy; the directory is as it was.
+    #[error("no room for pg_rewind: it needs {needed_mb} MB and {free_mb} MB are free in {}", data_dir.display())]
+    NoRoom {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What it would copy, and a little for the start afterwards.
+        needed_mb: u64,
+        /// What is free.
+        free_mb: u64,
+    },
     /// It could not be started, or was cancelled.
     #[error(transparent)]
     NotRun(#[from] ToolError),
@@ -450,13 +460,10 @@ pub async fn run(
     let restores_itself = arguments(request)
         .iter()
         .any(|a| a == "--restore-target-wal");
+    look_for_room(request, cancelled.as_mut()).await?;
     let mut fetched: Option<String> = None;
     loop {
-        let mut command = settings.tool("pg_rewind");
-        command
-            .args(arguments(request))
-            .env("PGPASSFILE", &settings.pgpass)
-            .env("PGOPTIONS", "-c statement_timeout=0");
+        let command = command(request);
         let output = binaries::run_until(command, cancelled.as_mut()).await?;
         tracing::info!(status = %output.status, stdout = output.stdout.trim(), stderr = output.stderr.trim(), "pg_rewind");
         if output.status.success() {
@@ -489,6 +496,55 @@ pub async fn run(
         directory::empty_directory(&settings.data_dir.join("pg_replslot"))?;
     }
     Ok(())
+}
+
+fn command(request: &RewindRequest<'_>) -> Command {
+    let mut command = request.settings.tool("pg_rewind");
+    command
+        .args(arguments(request))
+        .env("PGPASSFILE", &request.settings.pgpass)
+        .env("PGOPTIONS", "-c statement_timeout=0");
+    command
+}
+
+/// With this much there is no need to ask.
+const PLENTY_MB: u64 = 1024;
+/// For the server that starts afterwards: it writes WAL before anything else.
+const SLACK_MB: u64 = 64;
+
+/// A rewind that runs out of space leaves a directory that can neither be started nor rewound, so where little is left a dry run
+/// says first how much it takes.
+async fn look_for_room(
+    request: &RewindRequest<'_>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<(), RewindError> {
+    let data_dir = &request.settings.data_dir;
+    let Ok(free) = directory::free_space(data_dir) else {
+        return Ok(());
+    };
+    let free_mb = free / (1024 * 1024);
+    if free_mb >= PLENTY_MB {
+        return Ok(());
+    }
+    let mut command = command(request);
+    command.args(["--dry-run", "--progress"]);
+    let output = binaries::run_until(command, cancelled).await?;
+    // One that fails is not explained here: the rewind itself tells why.
+    let copied = megabytes_to_copy(&output.stderr).or_else(|| megabytes_to_copy(&output.stdout));
+    match copied.map(|copied| copied + SLACK_MB) {
+        Some(needed_mb) if needed_mb > free_mb => Err(RewindError::NoRoom {
+            data_dir: data_dir.clone(),
+            needed_mb,
+            free_mb,
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// `pg_rewind: need to copy 52 MB (total source directory size is 70 MB)`.
+fn megabytes_to_copy(output: &str) -> Option<u64> {
+    let (_, after) = output.split_once("need to copy ")?;
+    after.split_once(" MB")?.0.trim().parse().ok()
 }
 
 fn arguments(request: &RewindRequest<'_>) -> Vec<String> {
@@ -666,6 +722,13 @@ mod tests {
     }
 
     const HISTORY: &str = "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t0/7000060\tbefore 2026-01-01 00:00:00+00\n";
+
+    #[test]
+    fn a_dry_run_says_how_much_it_takes() {
+        let said = "pg_rewind: reading source file list\npg_rewind: need to copy 52 MB (total source directory size is 70 MB)\n";
+        assert_eq!(megabytes_to_copy(said), Some(52));
+        assert_eq!(megabytes_to_copy("pg_rewind: no rewind required"), None);
+    }
 
     #[test]
     fn history_files_are_read() {

@@ -16,6 +16,7 @@ mod peers;
 mod plan;
 mod publish;
 mod run;
+mod serving;
 mod settings;
 mod slots;
 mod start;
@@ -91,6 +92,7 @@ pub struct Agent {
     /// When a standby's WAL receiver was last seen to have said something.
     standbys_heard: Option<Moment>,
     started: Moment,
+    serving: serving::Serving,
 
     held: Option<lease::Held>,
     authority: Authority,

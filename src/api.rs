@@ -13,6 +13,7 @@ pub(crate) mod access;
 mod actions;
 mod connections;
 mod dynamic;
+mod explain;
 pub mod health;
 mod listener;
 mod metrics;
@@ -388,6 +389,7 @@ fn routes(api: &Arc<Api>) -> Router {
         .route("/metrics", get(metrics_page))
         .route("/config", get(dynamic::get))
         .route("/failsafe", get(failsafe_topology))
+        .route("/explain", get(explain::explain))
         .merge(guarded)
         .fallback(unsupported)
         .method_not_allowed_fallback(unsupported)
@@ -395,8 +397,8 @@ fn routes(api: &Arc<Api>) -> Router {
 }
 
 /// Segments with a GET handler of their own.
-const GET_ROUTES: [&str; 6] = [
-    "patroni", "cluster", "history", "metrics", "config", "failsafe",
+const GET_ROUTES: [&str; 7] = [
+    "patroni", "cluster", "history", "metrics", "config", "failsafe", "explain",
 ];
 
 impl Api {

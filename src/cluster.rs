@@ -16,6 +16,8 @@ use crate::types::{
 pub struct Cluster {
     /// The `initialize` document.
     pub initialize: Initialize,
+    /// Its revision.
+    pub initialize_revision: Option<Revision>,
     /// The dynamic configuration; `None` when absent or unreadable: the last known one stays in force.
     pub config: Option<ConfigDocument>,
     /// Revision of `config` even when it is unreadable, so that a repair can be compare-and-set.
@@ -147,6 +149,8 @@ pub struct Member {
     pub scheduled_restart: Option<serde_json::Map<String, serde_json::Value>>,
     /// It considers the cluster paused.
     pub pause: bool,
+    /// It could not serve as leader, for this reason (new beyond Patroni, which ignores the field).
+    pub cannot_serve: Option<String>,
 }
 
 /// Old and new value of a setting that waits for a restart.

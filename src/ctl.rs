@@ -5,6 +5,7 @@
 mod actions;
 mod commands;
 mod dynamic;
+mod explain;
 mod leader;
 mod members;
 mod query;
@@ -98,6 +99,8 @@ enum Command {
     List(List),
     /// Print the members as a tree.
     Topology(Topology),
+    /// Say of each member why it is or is not the leader, and what it waits for.
+    Explain(explain::Explain),
     /// Run SQL on a member.
     Query(query::Query),
     /// Print a connection string of a member.
@@ -393,6 +396,7 @@ impl Session<'_> {
                 )
                 .await
             }
+            Command::Explain(explain) => self.explain(explain).await,
             Command::Query(query) => self.query(query).await,
             Command::Dsn(dsn) => self.dsn(dsn).await,
             Command::Remove(remove) => self.remove(remove).await,

@@ -9,6 +9,7 @@
 mod bootstrap;
 mod deadline;
 pub mod decision;
+pub mod explain;
 mod failsafe;
 mod isolation;
 mod jobs;
@@ -19,6 +20,7 @@ mod race;
 mod recovery;
 mod replica;
 mod requests;
+mod serving;
 mod shutdown;
 mod standby;
 mod switchover;
@@ -35,6 +37,7 @@ use turn::{Choice, Turn};
 #[must_use]
 pub fn decide(observation: &Observation, memory: &Memory) -> Decision {
     let mut turn = Turn::new(observation, memory);
+    serving::note(&mut turn);
     let (step, why) = choose(&mut turn);
     turn.decide(step, why)
 }
@@ -85,7 +88,7 @@ fn by_state(turn: &mut Turn<'_>, cluster: &crate::cluster::Cluster) -> (Step, Wh
     }
     match (&turn.obs.postgres.directory, turn.obs.postgres.process) {
         (Directory::Empty, _) => bootstrap::empty(turn, cluster),
-        (Directory::Inaccessible(detail), _) => recovery::inaccessible(turn, detail),
+        (Directory::Inaccessible(detail), _) => recovery::inaccessible(turn, cluster, detail),
         (Directory::Present { .. }, Process::Starting { since }) => {
             recovery::starting(turn, cluster, since)
         }
@@ -93,7 +96,7 @@ fn by_state(turn: &mut Turn<'_>, cluster: &crate::cluster::Cluster) -> (Step, Wh
             recovery::down(turn, cluster, crashed)
         }
         (Directory::Present { .. }, Process::Up) => match &turn.obs.postgres.position {
-            None => (Step::Rest, Why::NoAnswer),
+            None => recovery::silent(turn, cluster),
             Some(Position::Primary { timeline, .. }) => running_primary(turn, cluster, *timeline),
             Some(Position::Standby { .. }) => running_standby(turn, cluster),
         },

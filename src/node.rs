@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::{Cluster, PendingChange, Tags};
+use crate::ha::explain::Explanation;
 use crate::types::{
     Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Role, SystemId, Timeline,
     WallTime,
@@ -107,6 +108,8 @@ pub struct NodeView {
     pub scheduled_restart: Option<ScheduledRestart>,
     /// Watchdog required but unusable.
     pub watchdog_failed: bool,
+    /// Why this node could not serve as leader.
+    pub cannot_serve: Option<String>,
 
     /// When the loop last finished a turn.
     pub last_turn: Moment,
@@ -114,6 +117,8 @@ pub struct NodeView {
     pub next_turn: Moment,
     /// The core's last reason, one line for people.
     pub reason: String,
+    /// The same as an explanation: why this node is or is not the leader.
+    pub explanation: Explanation,
     /// Counters for `/metrics`.
     pub counters: Counters,
 }
@@ -197,6 +202,8 @@ pub struct PostgresStatus {
     pub replication_state: Option<ReplicationState>,
     /// `pg_stat_replication`, in its order.
     pub replication: Vec<Walsender>,
+    /// A standby that has not replayed yet what it had received before it was started: it has more than its positions say.
+    pub replaying: bool,
 }
 
 impl PostgresStatus {
@@ -263,6 +270,12 @@ impl NodeView {
     /// The view before the first turn: nothing known, PostgreSQL stopped.
     #[must_use]
     pub fn starting(name: MemberName, scope: impl Into<String>, now: Moment) -> Self {
+        let explanation = Explanation {
+            sentence: format!("{name} is not the leader: it has not looked at the cluster yet"),
+            member: name.clone(),
+            leads: false,
+            waits_for: Some("its first turn".to_owned()),
+        };
         NodeView {
             name,
             scope: scope.into(),
@@ -287,9 +300,11 @@ impl NodeView {
             pending_restart: None,
             scheduled_restart: None,
             watchdog_failed: false,
+            cannot_serve: None,
             last_turn: now,
             next_turn: now,
             reason: "starting".to_owned(),
+            explanation,
             counters: Counters::default(),
         }
     }

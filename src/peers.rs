@@ -418,6 +418,8 @@ pub fn parse_status(text: &str) -> Option<PeerAnswer> {
         watchdog_failed: document
             .get("watchdog_failed")
             .is_some_and(|flag| flag.as_bool() != Some(false)),
+        cannot_serve: document.contains_key("cannot_serve"),
+        replaying: in_recovery && document.get("replaying").and_then(Value::as_bool) == Some(true),
     })
 }
 

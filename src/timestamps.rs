@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, FixedOffset, NaiveDate, NaiveDateTime, NaiveTime};
 
+use crate::node::PgTimestamp;
 use crate::types::WallTime;
 
 /// A time with, or still without, its zone.
@@ -11,6 +12,20 @@ pub enum Parsed {
     Zoned(DateTime<FixedOffset>),
     /// No zone was given.
     Local(NaiveDateTime),
+}
+
+/// `2026-03-01 12:00:00.25+00:00` the way PostgreSQL's Python driver prints it: six fraction digits, none when zero.
+#[must_use]
+pub fn of_postgres(at: PgTimestamp) -> String {
+    let Some(time) = DateTime::from_timestamp_micros(at.0) else {
+        return String::new();
+    };
+    let format = if at.0 % 1_000_000 == 0 {
+        "%Y-%m-%d %H:%M:%S+00:00"
+    } else {
+        "%Y-%m-%d %H:%M:%S%.6f+00:00"
+    };
+    time.format(format).to_string()
 }
 
 /// Reads RFC 3339 and its relatives: `T` or blank, seconds optional, `Z`, `UTC`, `+HH`, `+HHMM`, `+HH:MM`.

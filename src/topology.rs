@@ -7,8 +7,10 @@ use serde_json::{Map, Value, json};
 
 use crate::cluster::{Cluster, Member, PendingChange, Schedule, wire};
 use crate::config::value;
+use crate::ha::explain::{Explanation, of_other};
+use crate::ha::observation::Peer;
 use crate::node::SynchronousMode;
-use crate::types::{Lsn, MemberName, Timeline};
+use crate::types::{Lsn, MemberName, Role, Timeline};
 use crate::{peers, timestamps};
 
 /// A member's place in the cluster.
@@ -91,6 +93,32 @@ pub struct Row {
     pub replicatefrom: Option<MemberName>,
     /// Distances; `None` for the leader.
     pub lag: Option<Lag>,
+}
+
+/// One explanation as `GET /explain` and `patronictl explain` show it.
+#[must_use]
+pub fn explanation(explanation: &Explanation, role: Option<Role>, told_by: &MemberName) -> Value {
+    json!({
+        "member": explanation.member.as_str(),
+        "role": role.map(wire::role_text),
+        "leader": explanation.leads,
+        "sentence": explanation.sentence,
+        "waits_for": explanation.waits_for,
+        "told_by": told_by.as_str(),
+    })
+}
+
+/// The members other than `me`, as `me` sees them and by what they answered.
+#[must_use]
+pub fn explanations(cluster: &Cluster, me: &MemberName, answers: &[Peer]) -> Vec<Value> {
+    let others = cluster.members.values().filter(|member| member.name != *me);
+    others
+        .map(|member| {
+            let asked = answers.iter().find(|peer| peer.name == member.name);
+            let seen = of_other(cluster, member, asked.map(|peer| peer.answer.as_ref()));
+            explanation(&seen, member.role, me)
+        })
+        .collect()
 }
 
 /// The dynamic configuration says: standby cluster (spec/rest-api.md §4, SC).

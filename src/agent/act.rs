@@ -316,6 +316,14 @@ impl Agent {
                 self.note("delete the initialize key", &reply);
                 outcome(&reply)
             }
+            Write::WithdrawClaim(revision) => {
+                let expect = Expect::At(revision);
+                let reply = self
+                    .bounded(self.store.delete(Document::Initialize, expect))
+                    .await;
+                self.note("delete the abandoned initialize key", &reply);
+                outcome(&reply)
+            }
             Write::Config => {
                 let value = wire::config_text(&self.dynamic.document);
                 let expect = cluster.config_revision.map_or(Expect::Absent, Expect::At);

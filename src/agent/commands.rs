@@ -1,5 +1,7 @@
 //! What people ask of this node through the API: queued for the core, answered when it has decided or the work is done.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use crate::clock;
@@ -141,8 +143,11 @@ impl Agent {
         let Some(restart) = &self.scheduled_restart else {
             return;
         };
-        if restart.postmaster_start_time.is_some()
-            && restart.postmaster_start_time != self.instance.postmaster_start_time()
+        // A server that does not answer in this turn has not been restarted for that.
+        if let (Some(then), Some(now)) = (
+            restart.postmaster_start_time,
+            self.instance.postmaster_start_time(),
+        ) && then != now
         {
             tracing::info!(
                 "the scheduled restart is cancelled: PostgreSQL has been restarted since"
@@ -155,7 +160,13 @@ impl Agent {
             .as_ref()
             .is_some_and(|cluster| !cluster.is_unlocked());
         let late_ms = clock::wall().0 - restart.at.0;
-        if self.settings.pause || !led || self.job.running().is_some() || late_ms < 0 {
+        if late_ms < 0 {
+            // On time, not with the next regular turn.
+            let left = Duration::from_millis(late_ms.unsigned_abs());
+            self.wake_by(clock::now() + left);
+            return;
+        }
+        if self.settings.pause || !led || self.job.running().is_some() {
             return;
         }
         let Some(restart) = self.scheduled_restart.take() else {
@@ -224,6 +235,9 @@ impl Agent {
                 reply,
                 match &ended.end {
                     JobEnd::Done | JobEnd::StoppedAt(_) => RestartOutcome::Done,
+                    JobEnd::Failed(_) if self.instance.find_postmaster() => {
+                        RestartOutcome::StillStarting
+                    }
                     JobEnd::Failed(_) | JobEnd::Cancelled => RestartOutcome::Failed,
                 },
             );

@@ -92,11 +92,16 @@ impl Agent {
             receive_lsn: standby.and_then(|(received, _, _)| received.known()),
             replication_state: standby.and_then(|(_, _, state)| state),
             timeline: local.position.as_ref().and_then(Position::timeline),
-            scheduled_restart: self
-                .scheduled_restart
-                .as_ref()
-                .map(|restart| restart.document.clone()),
+            scheduled_restart: self.scheduled_restart.as_ref().map(|restart| {
+                let mut document = restart.document.clone();
+                if let Some(started) = restart.postmaster_start_time {
+                    let text = crate::timestamps::of_postgres(started);
+                    document.insert("postmaster_start_time".to_owned(), text.into());
+                }
+                document
+            }),
             pause: obs.settings.pause,
+            cannot_serve: self.memory.cannot_serve().map(str::to_owned),
         }
     }
 
@@ -274,6 +279,8 @@ impl Agent {
         next.pending_restart = self.instance.pending_restart();
         next.scheduled_restart = self.scheduled_restart.clone();
         next.watchdog_failed = !obs.watchdog.usable;
+        next.cannot_serve = self.memory.cannot_serve().map(str::to_owned);
+        next.explanation = crate::ha::explain::own(obs, why);
         next.last_turn = clock::now();
         next.next_turn = self.next_turn;
         next.reason = self

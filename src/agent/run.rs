@@ -329,6 +329,7 @@ impl Agent {
             failsafe: self.failsafe_view(clock::now()),
             heard: self.heard(),
             agent_since: self.started,
+            ailment: self.serving.ailment(),
         }
     }
 

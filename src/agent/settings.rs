@@ -11,6 +11,7 @@ use crate::ha::observation::{Settings, Synchronous, Upstream};
 use crate::types::Role;
 
 use super::plan::Plan;
+use super::serving::Checks;
 use super::{Agent, stop_margin};
 
 /// The core's settings.
@@ -30,6 +31,7 @@ pub(super) fn core_settings(
         maximum_lag_on_syncnode: dynamic.maximum_lag_on_syncnode,
         primary_start_timeout: dynamic.primary_start_timeout,
         primary_stop_timeout: dynamic.primary_stop_timeout.unwrap_or_default(),
+        primary_answer_timeout: dynamic.primary_answer_timeout,
         primary_race_backoff: dynamic.primary_race_backoff,
         check_timeline: dynamic.check_timeline,
         pause: dynamic.pause,
@@ -144,6 +146,10 @@ impl Agent {
         let may_rewind = self.instance.rewindable();
         self.settings = core_settings(&self.loaded.config, &self.dynamic, &effective, may_rewind);
         self.configure_watchdog();
+        self.serving.check(Checks::of(
+            &self.dynamic,
+            &self.loaded.config.postgresql.data_dir,
+        ));
         self.store
             .set_timings(self.settings.ttl, self.settings.retry_timeout);
         self.live_settings.send_if_modified(|settings| {

@@ -26,6 +26,7 @@ use super::job::JobSlot;
 use super::lease::Authority;
 use super::peers::Peers;
 use super::plan::Plan;
+use super::serving::{Checks, Serving};
 use super::{Agent, End};
 
 /// Where the cached dynamic configuration lies in the data directory (spec/configuration.md §2.3).
@@ -53,6 +54,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     let (api_settings, api_watch) = watch::channel(Arc::new(api::Settings::from_config(&config)));
     let slot: api::StoreSlot = Arc::new(OnceLock::new());
     let bound = api::bind(api_watch, views, sender, Arc::clone(&slot)).await?;
+    let own_api = bound.local_addr().context("the address of the REST API")?;
     tokio::spawn(async move {
         if let Err(error) = bound.serve().await {
             tracing::error!("the REST API ended: {error:#}");
@@ -122,6 +124,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     };
     let settings =
         super::settings::core_settings(&config, &dynamic, &effective, instance.rewindable());
+    let checks = Checks::of(&dynamic, &config.postgresql.data_dir);
     let (live_settings, live_watch) = watch::channel(effective.settings.clone());
     let live = super::live::start(live_watch);
     view.send_modify(|view| {
@@ -170,6 +173,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         store_answered: None,
         standbys_heard: None,
         started: now,
+        serving: Serving::start(own_api, checks),
         held: None,
         authority: Authority::new(),
         guard,

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::cluster::{CONTRACT_VERSION, Cluster, PendingChange, wire};
-use crate::node::{NodeView, PgTimestamp, PostgresStatus, Xlog};
+use crate::node::{NodeView, PostgresStatus, Xlog};
+use crate::timestamps::of_postgres;
 use crate::types::Moment;
 
 use super::health::{self, SyncDuty};
@@ -27,7 +28,7 @@ pub fn document(view: &NodeView, now: Moment) -> Map<String, Value> {
     if let Some(postgres) = &view.postgres {
         put(
             "postmaster_start_time",
-            timestamp_text(postgres.postmaster_start_time).into(),
+            of_postgres(postgres.postmaster_start_time).into(),
         );
     }
     put("role", wire::role_text(health::json_role(view)).into());
@@ -85,6 +86,16 @@ pub fn document(view: &NodeView, now: Moment) -> Map<String, Value> {
     if view.watchdog_failed {
         put("watchdog_failed", true.into());
     }
+    if let Some(because) = &view.cannot_serve {
+        put("cannot_serve", because.as_str().into());
+    }
+    if view
+        .postgres
+        .as_ref()
+        .is_some_and(|postgres| postgres.replaying)
+    {
+        put("replaying", true.into());
+    }
     out
 }
 
@@ -100,7 +111,7 @@ fn xlog(postgres: &PostgresStatus) -> Value {
         } => json!({
             "received_location": received.0,
             "replayed_location": replayed.0,
-            "replayed_timestamp": replayed_timestamp.map(timestamp_text),
+            "replayed_timestamp": replayed_timestamp.map(of_postgres),
             "paused": paused,
         }),
     }
@@ -137,18 +148,4 @@ fn pending_reasons(reasons: &BTreeMap<String, PendingChange>) -> Value {
         (name.clone(), change)
     });
     wire::pending_restart_object(&shown.collect()).into()
-}
-
-/// `2026-03-01 12:00:00.25+00:00` the way PostgreSQL's Python driver prints it: six fraction digits, none when zero.
-#[must_use]
-pub fn timestamp_text(at: PgTimestamp) -> String {
-    let Some(time) = chrono::DateTime::from_timestamp_micros(at.0) else {
-        return String::new();
-    };
-    let format = if at.0 % 1_000_000 == 0 {
-        "%Y-%m-%d %H:%M:%S+00:00"
-    } else {
-        "%Y-%m-%d %H:%M:%S%.6f+00:00"
-    };
-    time.format(format).to_string()
 }

@@ -799,6 +799,7 @@ async fn with_candidate() -> (Server, Server) {
             },
             replication_state: None,
             replication: Vec::new(),
+            replaying: false,
         });
     });
     let mut cluster = example();
@@ -1045,6 +1046,7 @@ fn standby_at(received: u64) -> crate::node::PostgresStatus {
         },
         replication_state: None,
         replication: Vec::new(),
+        replaying: false,
     }
 }
 
@@ -1076,5 +1078,40 @@ async fn peers_read_the_position_of_this_moment_or_none() {
     assert!(
         !silent.contains("received_location"),
         "an old position must not stand in for a new one: {silent}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_explains_itself_and_the_others_as_it_sees_them() {
+    let server = server(Settings::default()).await;
+    let (status, body) = server.ask("GET", "/explain", None).await;
+    let alone: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(
+        alone["members"],
+        serde_json::json!([{
+            "member": "a", "role": "uninitialized", "leader": false,
+            "sentence": "a is not the leader: it has not looked at the cluster yet",
+            "waits_for": "its first turn", "told_by": "a",
+        }])
+    );
+    server.publish(|view| {
+        view.snapshot = Some(Snapshot {
+            cluster: Arc::new(example()),
+            read_at: clock::now(),
+        })
+    });
+    let body = server.ask("GET", "/explain", None).await.1;
+    let both: Value = serde_json::from_str(&body).unwrap();
+    let other = &both["members"][1];
+    assert_eq!(
+        (&other["member"], &other["told_by"]),
+        (&"b".into(), &"a".into())
+    );
+    let sentence = other["sentence"].as_str().unwrap();
+    assert!(
+        sentence.starts_with("b is not the leader (a is): ")
+            && sentence.ends_with("; it does not answer here"),
+        "{sentence}"
     );
 }

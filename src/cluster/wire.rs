@@ -47,7 +47,10 @@ pub fn assemble<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> Cluster {
                     session: entry.session.map(str::to_owned),
                 });
             }
-            "initialize" => cluster.initialize = parse_initialize(entry.value),
+            "initialize" => {
+                cluster.initialize = parse_initialize(entry.value);
+                cluster.initialize_revision = Some(entry.revision);
+            }
             "config" => {
                 cluster.config_revision = Some(entry.revision);
                 cluster.config = parse_config(entry.value).map(|data| ConfigDocument {
@@ -232,6 +235,7 @@ impl Member {
             timeline: None,
             scheduled_restart: None,
             pause: false,
+            cannot_serve: None,
         }
     }
 }
@@ -281,6 +285,7 @@ pub fn parse_member(name: MemberName, session: Option<&str>, text: &str) -> Memb
         .and_then(Value::as_object)
         .cloned();
     member.pause = data.get("pause").is_some_and(truthy);
+    member.cannot_serve = owned("cannot_serve");
     member
 }
 
@@ -336,6 +341,10 @@ pub fn member_text(member: &Member) -> String {
         member.scheduled_restart.clone().map(Value::Object),
     );
     put("pause", member.pause.then_some(Value::Bool(true)));
+    put(
+        "cannot_serve",
+        member.cannot_serve.as_deref().map(Value::from),
+    );
     compact(&data)
 }
 

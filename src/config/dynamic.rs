@@ -108,6 +108,12 @@ pub struct Dynamic {
     pub primary_start_timeout: Duration,
     /// Limit of a primary's stop in synchronous mode; `None` = none.
     pub primary_stop_timeout: Option<Duration>,
+    /// A running primary that answers no query for so long has failed; zero = never (new beyond Patroni).
+    pub primary_answer_timeout: Duration,
+    /// A member that could not serve is no candidate while another can (new beyond Patroni).
+    pub candidate_checks: bool,
+    /// Bytes that must be free for data and WAL for that; zero = any (new beyond Patroni).
+    pub candidate_free_space: u64,
     /// The race waits this long while WAL still advances.
     pub primary_race_backoff: Duration,
     /// Failsafe mode.
@@ -149,6 +155,9 @@ impl Default for Dynamic {
             check_timeline: false,
             primary_start_timeout: Duration::from_secs(300),
             primary_stop_timeout: None,
+            primary_answer_timeout: Duration::from_secs(120),
+            candidate_checks: true,
+            candidate_free_space: FREE_SPACE,
             primary_race_backoff: Duration::ZERO,
             failsafe_mode: false,
             isolation_hold: true,
@@ -165,6 +174,9 @@ impl Default for Dynamic {
         }
     }
 }
+
+/// Two WAL segments of the usual size: with less PostgreSQL is about to stop by itself.
+const FREE_SPACE: u64 = 32 << 20;
 
 /// Timings with default and smallest value. Patroni: the smallest values are 20, 1 and 3.
 const TIMINGS: [(&str, i64, i64); 3] = [
@@ -219,6 +231,12 @@ impl Dynamic {
                 0,
             ))
             .filter(|t| !t.is_zero()),
+            primary_answer_timeout: read.seconds("primary_answer_timeout", 120),
+            candidate_checks: read.boolean_or("candidate_checks", true),
+            candidate_free_space: u64::try_from(
+                read.integer("candidate_free_space", FREE_SPACE as i64),
+            )
+            .unwrap_or(0),
             primary_race_backoff: read.seconds("primary_race_backoff", 0),
             failsafe_mode: read.boolean("failsafe_mode"),
             isolation_hold: read.boolean_or("isolation_hold", true),
@@ -618,6 +636,25 @@ mod tests {
         );
         assert_eq!(dynamic.primary_start_timeout, Duration::from_secs(5));
         assert_eq!(dynamic.primary_stop_timeout, Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn the_checks_of_candidates_can_be_changed_and_switched_off() {
+        let (preset, _) = read(json!({"candidate_checks": "perhaps"}));
+        assert_eq!(
+            (preset.candidate_checks, preset.candidate_free_space),
+            (true, 32 << 20)
+        );
+        let (dynamic, warnings) = read(
+            json!({"candidate_checks": "off", "candidate_free_space": "1GB", "primary_answer_timeout": 0}),
+        );
+        assert!(!dynamic.candidate_checks && dynamic.primary_answer_timeout.is_zero());
+        assert_eq!(
+            dynamic.candidate_free_space,
+            32 << 20,
+            "a plain number of bytes, as the lags are"
+        );
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
 
     #[test]

@@ -494,6 +494,8 @@ impl<'a> Checker<'a> {
             ("maximum_lag_on_syncnode", -1),
             ("primary_start_timeout", 0),
             ("primary_stop_timeout", 0),
+            ("primary_answer_timeout", 0),
+            ("candidate_free_space", 0),
             ("synchronous_node_count", 1),
         ] {
             self.optional(
@@ -503,6 +505,7 @@ impl<'a> Checker<'a> {
         }
         self.optional("bootstrap.dcs.isolation_hold", Must::Boolean);
         self.optional("bootstrap.dcs.synchronous_mode_strict", Must::Boolean);
+        self.optional("bootstrap.dcs.candidate_checks", Must::Boolean);
         if let Some(ttl) = self.get("bootstrap.dcs.member_slots_ttl")
             && value::parse_int(ttl, Some("s")).is_none_or(|ttl| ttl < 0)
         {

@@ -731,6 +731,24 @@ fn build() -> Vec<Variable> {
             "Seconds to wait for a primary's stop in synchronous mode; 0: no limit.",
         ),
         (
+            "primary_answer_timeout",
+            Integer,
+            Is("120"),
+            "Seconds a running primary may answer no query before it counts as failed; 0: for ever.",
+        ),
+        (
+            "candidate_checks",
+            Boolean,
+            Is("true"),
+            "A member without free space, with an unusable data directory or an unreachable API does not lead while another can.",
+        ),
+        (
+            "candidate_free_space",
+            Integer,
+            Is("33554432"),
+            "Bytes that must be free for data and for WAL by that check; 0: any.",
+        ),
+        (
             "primary_race_backoff",
             Integer,
             Is("0"),

@@ -481,3 +481,54 @@ async fn removal_asks_three_times() {
         0
     );
 }
+
+#[tokio::test]
+async fn members_out_of_reach_are_explained_by_the_store() {
+    let ran = run_with(&FixedStore::new(plain()), "explain -f tsv", "").await;
+    let want = "\
+Member\tRole\tExplanation\tWaits for\tTold by
+pg-a\tprimary\tpg-a is the leader: it holds the leader key and its PostgreSQL runs as primary; it does not answer here\t\tthe store
+pg-b\treplica\tpg-b is not the leader (pg-a is): it streams from the cluster, 0 bytes behind; it does not answer here\t\tthe store
+pg-c\treplica\tpg-c is not the leader (pg-a is): its PostgreSQL is stopped; it does not answer here\tits PostgreSQL to run\tthe store
+";
+    assert_eq!((ran.code, ran.out.as_str()), (0, want), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn each_member_explains_itself_and_the_leader_those_out_of_reach() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+    let mut data = plain();
+    if let Some(leader) = data.members.get_mut(&name("pg-a")) {
+        leader.api_url = Some(url);
+    }
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 1024]).await.unwrap();
+        let row = |member: &str, sentence: &str, waits_for: Option<&str>| {
+            serde_json::json!({"member": member, "role": "primary", "leader": member == "pg-a", "sentence": sentence,
+                "waits_for": waits_for, "told_by": "pg-a"})
+        };
+        let body = serde_json::json!({"members": [row("pg-a", "I lead", None), row("pg-b", "it follows me", Some("me"))]});
+        let body = body.to_string();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    };
+    let store = FixedStore::new(data);
+    let (ran, ()) = tokio::join!(run_with(&store, "explain -f json", ""), serve);
+    let rows: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let cell = |at: usize, key: &str| rows[at][key].as_str().unwrap().to_owned();
+    assert_eq!(
+        (cell(0, "Explanation"), cell(0, "Told by")),
+        ("I lead".to_owned(), "pg-a".to_owned())
+    );
+    assert_eq!(
+        (cell(1, "Explanation"), cell(1, "Waits for")),
+        ("it follows me".to_owned(), "me".to_owned())
+    );
+    assert_eq!(cell(2, "Told by"), "the store");
+}

@@ -43,7 +43,11 @@ pub(super) fn empty(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
 }
 
 /// A running replica that wants to be copied from, else the leader.
-fn clone_source(turn: &Turn<'_>, cluster: &Cluster, leader: Option<&Member>) -> Option<Upstream> {
+pub(super) fn clone_source(
+    turn: &Turn<'_>,
+    cluster: &Cluster,
+    leader: Option<&Member>,
+) -> Option<Upstream> {
     let leader = leader?;
     // A leader that has not been promoted yet is no source: the copy would have to change its timeline on the way.
     match leader.role {
@@ -95,6 +99,7 @@ fn without_leader(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
         (Initialize::InProgress, Bootstrap::InDoubt(since)) if may_create => {
             in_doubt(turn, cluster, since)
         }
+        (Initialize::InProgress, Bootstrap::None) if may_create => abandoned(turn, cluster),
         (Initialize::InProgress, _) | (Initialize::Absent, _) => {
             (Step::Rest, Why::WaitingForLeader)
         }
@@ -117,6 +122,48 @@ fn without_leader(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
 /// lease means that it is ours. Both at work would be caught when the second one finds another identifier in `initialize`.
 fn in_doubt(turn: &mut Turn<'_>, cluster: &Cluster, since: crate::types::Moment) -> (Step, Why) {
     let obs = turn.obs;
+    let wait: Duration = obs.settings.ttl + obs.settings.loop_wait;
+    if somebody_creates(turn, cluster) || obs.now.since(since) < wait {
+        return (Step::Rest, Why::BootstrapClaimInDoubt);
+    }
+    turn.memory.bootstrap = Bootstrap::Claimed;
+    create(turn)
+}
+
+/// Somebody has claimed the creation of the cluster. Whoever is at it says so in its member document; if nobody does for longer than a
+/// member key outlives its node, the claim's owner has died, and the claim with it: every node waits for it otherwise.
+fn abandoned(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    let now = turn.obs.now;
+    let revision = cluster.initialize_revision;
+    if somebody_creates(turn, cluster) {
+        turn.memory.claim_idle = None;
+        return (Step::Rest, Why::WaitingForLeader);
+    }
+    let since = match turn.memory.claim_idle {
+        Some((seen, since)) if seen == revision => since,
+        Some(_) | None => now,
+    };
+    turn.memory.claim_idle = Some((revision, since));
+    let until = since + turn.obs.settings.ttl + turn.obs.settings.loop_wait;
+    match revision {
+        Some(revision) if now >= until && turn.obs.tried.write.is_none() => {
+            turn.memory.claim_idle = None;
+            (
+                Step::Write(Write::WithdrawClaim(revision)),
+                Why::BootstrapClaimAbandoned,
+            )
+        }
+        Some(_) | None => {
+            if until > now {
+                turn.wake_by(until);
+            }
+            (Step::Rest, Why::WaitingForLeader)
+        }
+    }
+}
+
+/// Another member creates the cluster, or has begun to run.
+fn somebody_creates(turn: &Turn<'_>, cluster: &Cluster) -> bool {
     let creating = |member: &Member| match member.state {
         Some(
             PgState::InitializingNewCluster
@@ -139,16 +186,10 @@ fn in_doubt(turn: &mut Turn<'_>, cluster: &Cluster, since: crate::types::Moment)
         )
         | None => false,
     };
-    let somebody = cluster
+    cluster
         .members
         .values()
-        .any(|member| member.name != obs.me && creating(member));
-    let wait: Duration = obs.settings.ttl + obs.settings.loop_wait;
-    if somebody || obs.now.since(since) < wait {
-        return (Step::Rest, Why::BootstrapClaimInDoubt);
-    }
-    turn.memory.bootstrap = Bootstrap::Claimed;
-    create(turn)
+        .any(|member| member.name != turn.obs.me && creating(member))
 }
 
 fn create(turn: &Turn<'_>) -> (Step, Why) {

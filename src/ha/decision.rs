@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::cluster::SyncState;
-use crate::types::{Lsn, MemberName, Moment, SystemId, Timeline};
+use crate::types::{Lsn, MemberName, Moment, Revision, SystemId, Timeline};
 
 use super::observation::{Memory, StandbyNames, Upstream};
 
@@ -111,6 +111,8 @@ pub enum Write {
     Initialize(SystemId),
     /// Delete `initialize` after a failed bootstrap.
     CancelInitialize,
+    /// Delete the empty `initialize` of this revision: whoever claimed it is gone.
+    WithdrawClaim(Revision),
     /// Write the dynamic configuration in force.
     Config,
     /// Empty the failover request.
@@ -340,6 +342,8 @@ pub enum Why {
     LostBootstrapRace,
     /// It is unknown whether the claim is ours.
     BootstrapClaimInDoubt,
+    /// The claim's owner is gone.
+    BootstrapClaimAbandoned,
     /// Create the cluster.
     Bootstrapping,
     /// Create the cluster as a copy of a remote one.
@@ -408,7 +412,7 @@ pub enum Why {
     StoppingToRepair { detail: String },
     /// Histories diverged: copy again.
     Recloning {
-        from: MemberName,
+        from: String,
         because: ReplaceReason,
     },
     /// Histories diverged and no way back is allowed.
@@ -419,6 +423,8 @@ pub enum Why {
     DownPausedWithLock,
     /// The server does not answer queries.
     NoAnswer,
+    /// A primary has not answered queries for too long: it has failed.
+    SilentPrimary { after: Duration },
 
     // The race.
     /// No race because a promotion failed or the watchdog is unusable.
@@ -431,6 +437,10 @@ pub enum Why {
     KnownDiverged { from: MemberName },
     /// The watchdog is required and unusable.
     WatchdogUnusable,
+    /// This node could not serve as leader, and another can.
+    CannotServe { because: String },
+    /// A peer does not know yet how much it has.
+    PeerReplaying { peer: MemberName, until: Moment },
     /// Too far behind the last published position.
     LagsBehind { bytes: u64 },
     /// Behind the cluster's timeline.
@@ -515,6 +525,8 @@ pub enum Why {
     LeavingSynchronousDuty,
 
     // Switchover.
+    /// This leader cannot serve as it should, and another can.
+    SteppingDown { because: String },
     /// A request was carried out; it goes.
     RequestDone,
     /// A request that cannot be carried out.
@@ -668,6 +680,9 @@ impl fmt::Display for Why {
             Why::BootstrappingStandbyCluster => f.write_str("bootstrapping a standby leader from the remote primary"),
             Why::WritingInitialize => f.write_str("publishing the system identifier"),
             Why::WritingConfig => f.write_str("publishing the dynamic configuration"),
+            Why::BootstrapClaimAbandoned => {
+                f.write_str("removing the initialize key: whoever began to create the cluster is gone")
+            }
             Why::InitializedCluster => f.write_str("initialized a new cluster"),
             Why::CannotTakeKey => f.write_str("initialized a new cluster, but could not take its leader key yet"),
             Why::BootstrapFailed => f.write_str("failed to bootstrap a new cluster"),
@@ -724,6 +739,18 @@ impl fmt::Display for Why {
             Why::DownPaused => f.write_str("PAUSE: postgres is not running"),
             Why::DownPausedWithLock => f.write_str("PAUSE: removed leader lock because postgres is not running"),
             Why::NoAnswer => f.write_str("Error communicating with PostgreSQL. Will try again later"),
+            Why::SilentPrimary { after } => write!(
+                f,
+                "PostgreSQL runs and has not answered for {} s: treating it as failed (primary_answer_timeout)",
+                after.as_secs()
+            ),
+            Why::CannotServe { because } => {
+                write!(f, "not healthy enough for leader race: {because}; another member can lead")
+            }
+            Why::PeerReplaying { peer, .. } => {
+                write!(f, "waiting for {peer}, which still replays the WAL it had received before it was started")
+            }
+            Why::SteppingDown { because } => write!(f, "stepping down: {because}; another member can lead"),
             Why::NoRaceUntil { .. } => f.write_str("not racing: the last attempt to lead failed here"),
             Why::RaceBackoff { .. } => f.write_str("not racing yet: primary_race_backoff"),
             Why::NoFailover => f.write_str("following a different leader because I am not allowed to promote"),

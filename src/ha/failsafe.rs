@@ -222,6 +222,7 @@ fn as_member(promise: &Promise) -> Member {
         timeline: None,
         scheduled_restart: None,
         pause: false,
+        cannot_serve: None,
     }
 }
 

@@ -157,7 +157,9 @@ pub(super) fn primary(turn: &mut Turn<'_>, cluster: &Cluster, timeline: Timeline
     if let Some(choice) = watchdog(turn) {
         return choice;
     }
-    steady(turn, cluster, timeline).unwrap_or_else(|| {
+    let choice =
+        steady(turn, cluster, timeline).or_else(|| super::serving::step_down(turn, cluster));
+    choice.unwrap_or_else(|| {
         (
             Step::Rest,
             Why::Leading {

@@ -48,6 +48,8 @@ pub struct Observation {
     pub heard: Heard,
     /// When this agent was started: what it promised before is not known.
     pub agent_since: Moment,
+    /// What keeps this node from serving as it should, in words: no space, an unusable directory, an API that does not answer.
+    pub ailment: Option<String>,
 }
 
 /// Failsafe mode as this node knows it (spec/ha.md §14).
@@ -111,8 +113,10 @@ pub struct Settings {
     pub maximum_lag_on_syncnode: Option<u64>,
     /// How long a crashed primary may try to come back before the lock is given away; zero = at once.
     pub primary_start_timeout: Duration,
-    /// Bound of a primary's stop; zero = none.
+    /// Bound of a primary's stop in the synchronous modes; zero = none.
     pub primary_stop_timeout: Duration,
+    /// A running primary that answers no query for so long has failed; zero = never.
+    pub primary_answer_timeout: Duration,
     /// Delay of the race while WAL still advances; zero = none.
     pub primary_race_backoff: Duration,
     /// Refuse candidates behind the cluster's timeline.
@@ -538,6 +542,10 @@ pub struct PeerAnswer {
     pub tags: Tags,
     /// Its required watchdog is unusable.
     pub watchdog_failed: bool,
+    /// It says that it could not serve.
+    pub cannot_serve: bool,
+    /// It has not replayed yet what it had received before it was started: it has more than `lsn` says.
+    pub replaying: bool,
 }
 
 /// The watchdog device.
@@ -632,6 +640,16 @@ pub struct Memory {
     pub(super) failsafe_doubt: BTreeMap<MemberName, (String, Moment)>,
     /// Since when this standby asks to be released from synchronous duty before it stops.
     pub(super) leaving: Option<Moment>,
+    /// What keeps this node from serving.
+    pub(super) ailing: Option<Ailing>,
+    /// This leader does not look for a better one before then.
+    pub(super) stays_until: Option<Moment>,
+    /// Since when the primary here runs and does not answer.
+    pub(super) silent_since: Option<Moment>,
+    /// Since when the election waits for a peer that still replays.
+    pub(super) replay_awaited: Option<Moment>,
+    /// An empty `initialize` of this revision with nobody at work, and since when.
+    pub(super) claim_idle: Option<(Option<crate::types::Revision>, Moment)>,
     /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.
     pub promised: Option<Timeline>,
 }
@@ -642,6 +660,26 @@ impl Memory {
     pub fn leaves_synchronous_duty(&self) -> bool {
         self.leaving.is_some()
     }
+
+    /// What keeps this node from serving as it should; its member document and its status say so.
+    #[must_use]
+    pub fn cannot_serve(&self) -> Option<&str> {
+        let ailing = self.ailing.as_ref().filter(|ailing| ailing.lasting)?;
+        Some(&ailing.because)
+    }
+}
+
+/// A condition that keeps this node from serving, with the memory that keeps it from flapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ailing {
+    /// First seen.
+    pub(super) since: Moment,
+    /// Last seen.
+    pub(super) seen: Moment,
+    /// It has lasted long enough to count.
+    pub(super) lasting: bool,
+    /// In words.
+    pub(super) because: String,
 }
 
 /// The value of `synchronous_standby_names` in force on this primary.

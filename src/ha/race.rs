@@ -183,13 +183,47 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     {
         return choice;
     }
+    if let Some(choice) = super::serving::hold_back(turn, cluster) {
+        return choice;
+    }
     if let Some(why) = objection(turn, cluster, &answers) {
         return (Step::Rest, why);
     }
     if let Some(choice) = failsafe::forgotten_word(turn, cluster, &answers) {
         return choice;
     }
+    if let Some(choice) = await_replay(turn, cluster, &answers) {
+        return choice;
+    }
     (Step::Acquire, Why::Racing)
+}
+
+/// A peer that still replays what it had received before its start has more than it says. The election waits for it, for one lease at
+/// most. In the synchronous modes it does not vote meanwhile (`sync::election`), which needs no bound.
+fn await_replay(
+    turn: &mut Turn<'_>,
+    cluster: &Cluster,
+    answers: &[(MemberName, PeerAnswer)],
+) -> Choice {
+    if sync::electorate(turn, cluster).is_some() || wrote_the_newest(turn, cluster) {
+        return PASS;
+    }
+    let (peer, _) = answers
+        .iter()
+        .find(|(_, answer)| answer.replaying && limitation(answer).is_none())?;
+    let now = turn.obs.now;
+    let until = *turn.memory.replay_awaited.get_or_insert(now) + turn.obs.settings.ttl;
+    if now >= until {
+        return PASS;
+    }
+    turn.wake_by(until);
+    Some((
+        Step::Rest,
+        Why::PeerReplaying {
+            peer: peer.clone(),
+            until,
+        },
+    ))
 }
 
 /// Everybody of the last time when there was a leader, and everybody who is there now.

@@ -63,9 +63,14 @@ pub(super) fn foreign(turn: &mut Turn<'_>, mine: SystemId, theirs: SystemId) -> 
 }
 
 /// The directory cannot be read.
-pub(super) fn inaccessible(turn: &mut Turn<'_>, detail: &str) -> (Step, Why) {
+pub(super) fn inaccessible(turn: &mut Turn<'_>, cluster: &Cluster, detail: &str) -> (Step, Why) {
     if turn.leads && matches!(turn.obs.postgres.process, Process::Down { .. }) {
         return (Step::Release { publish: None }, Why::NoDataWithLock);
+    }
+    if turn.leads
+        && let Some(choice) = super::serving::step_down(turn, cluster)
+    {
+        return choice;
     }
     (
         Step::Rest,
@@ -73,6 +78,32 @@ pub(super) fn inaccessible(turn: &mut Turn<'_>, detail: &str) -> (Step, Why) {
             detail: detail.to_owned(),
         },
     )
+}
+
+/// The postmaster runs and does not answer queries. A primary that does so for long has failed like one that is down: the lease must
+/// not be renewed for it for ever.
+pub(super) fn silent(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    let patience = turn.obs.settings.primary_answer_timeout;
+    if !turn.leads || patience.is_zero() || !super::deadline::may_write(turn) {
+        return (Step::Rest, Why::NoAnswer);
+    }
+    let since = *turn.memory.silent_since.get_or_insert(turn.obs.now);
+    let after = turn.obs.now.since(since);
+    if after < patience {
+        turn.wake_by(since + patience);
+        return (Step::Rest, Why::NoAnswer);
+    }
+    match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
+        Err(whom) => (Step::AskPeers { whom }, Why::AskingCandidates),
+        Ok(able) => {
+            turn.memory.silent_since = None;
+            turn.memory.abdicating = !able.is_empty();
+            (
+                stop(StopMode::Immediate, StopPurpose::CannotLead),
+                Why::SilentPrimary { after },
+            )
+        }
+    }
 }
 
 /// The postmaster does not accept connections yet and no job of ours starts it.
@@ -535,7 +566,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
     }
     if may_replace {
         let why = Why::Recloning {
-            from: leader.name.clone(),
+            from: leader.name.to_string(),
             because,
         };
         return (Step::Start(Job::Replace { from, because }), why);

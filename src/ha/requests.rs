@@ -3,9 +3,10 @@
 use crate::cluster::Cluster;
 
 use super::PASS;
+use super::bootstrap;
 use super::decision::{Job, Refused, ReplaceReason, Step, StopMode, StopPurpose, Why};
 use super::observation::{JobView, Process, Request};
-use super::turn::{Choice, Turn, as_upstream, stop};
+use super::turn::{Choice, Turn, as_upstream, named, stop};
 
 /// Answers the oldest request, then begins what was accepted.
 pub(super) fn serve(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
@@ -53,14 +54,15 @@ fn begin(turn: &mut Turn<'_>, cluster: &Cluster, request: &Request) -> Choice {
             let timeout = timeout.unwrap_or(turn.obs.settings.primary_start_timeout);
             Some((Step::Start(Job::Restart { timeout }), Why::Restarting))
         }
-        Request::Reinitialize { .. } => {
-            let source = cluster
-                .leader
-                .as_ref()
+        Request::Reinitialize { from_leader, .. } => {
+            let leader = cluster
+                .leader_member()
                 .filter(|leader| leader.name != turn.obs.me);
-            let Some((leader, from)) = source.and_then(|leader| {
-                Some((leader, as_upstream(cluster.members.get(&leader.name)?)?))
-            }) else {
+            let preferred = match from_leader {
+                true => None,
+                false => bootstrap::clone_source(turn, cluster, leader),
+            };
+            let Some(from) = preferred.or_else(|| as_upstream(leader?)) else {
                 turn.memory.accepted = None;
                 return PASS;
             };
@@ -72,13 +74,11 @@ fn begin(turn: &mut Turn<'_>, cluster: &Cluster, request: &Request) -> Choice {
                 Process::Down { .. } => {
                     turn.memory.accepted = None;
                     let because = ReplaceReason::Requested;
-                    Some((
-                        Step::Start(Job::Replace { from, because }),
-                        Why::Recloning {
-                            from: leader.name.clone(),
-                            because,
-                        },
-                    ))
+                    let why = Why::Recloning {
+                        from: named(&from),
+                        because,
+                    };
+                    Some((Step::Start(Job::Replace { from, because }), why))
                 }
             }
         }

@@ -7,7 +7,7 @@ use super::PASS;
 use super::decision::{Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{Bootstrap, JobView, Process};
 use super::switchover::give_away;
-use super::turn::{Choice, Turn, stop};
+use super::turn::{Choice, Turn};
 
 /// A job runs: end it, or wait for the stop and give the key away early.
 pub(super) fn while_running(
@@ -71,14 +71,20 @@ pub(super) fn shut_down(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         return Some(choice);
     }
     Some(match turn.obs.postgres.process {
-        Process::Up | Process::Starting { .. } => (
-            stop(StopMode::Fast, StopPurpose::Shutdown),
-            Why::ShuttingDown,
-        ),
+        Process::Up | Process::Starting { .. } => (stop_for_good(turn), Why::ShuttingDown),
         Process::Down { .. } if turn.leads && turn.obs.tried.release.is_none() => {
             release(turn, cluster)
         }
         Process::Down { .. } => (Step::Exit { failure: false }, Why::ShutDown),
+    })
+}
+
+fn stop_for_good(turn: &Turn<'_>) -> Step {
+    Step::Start(Job::Stop {
+        mode: StopMode::Fast,
+        bound: turn.stop_bound(),
+        checkpoint: false,
+        purpose: StopPurpose::Shutdown,
     })
 }
 
@@ -112,10 +118,7 @@ pub(super) fn without_store(turn: &mut Turn<'_>) -> Choice {
     }
     Some(match turn.obs.postgres.process {
         _ if turn.paused() => (Step::Exit { failure: false }, Why::ShutDownPaused),
-        Process::Up | Process::Starting { .. } => (
-            stop(StopMode::Fast, StopPurpose::Shutdown),
-            Why::ShuttingDown,
-        ),
+        Process::Up | Process::Starting { .. } => (stop_for_good(turn), Why::ShuttingDown),
         Process::Down { .. } => (Step::Exit { failure: false }, Why::ShutDown),
     })
 }

@@ -1,6 +1,7 @@
 //! Planned changes of the leader: a request in the `failover` document, the stop, and giving the key to one who has everything
 //! (spec/ha.md §9, §6.6, §7.3, §23.4).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, FailoverRequest, Schedule};
@@ -52,31 +53,32 @@ pub(super) fn on_request(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         Err(whom) => return Some((Step::AskPeers { whom }, Why::AskingCandidates)),
         Ok(able) => able,
     };
+    let why = Why::SwitchingOver {
+        candidate: request.candidate.clone(),
+    };
+    begin(turn, able, why).or_else(|| refuse("no healthy candidate"))
+}
+
+/// Stops this leader so that one of `able` can take over; nothing if none of them has its history.
+pub(super) fn begin(turn: &mut Turn<'_>, able: Vec<(MemberName, PeerAnswer)>, why: Why) -> Choice {
     // Somebody with more WAL on an older timeline has another history, not all of this one.
-    let successors: Vec<MemberName> = able
+    let successors: BTreeSet<MemberName> = able
         .into_iter()
         .filter(|(_, answer)| answer.timeline.is_none() || answer.timeline == turn.my_timeline())
         .map(|(name, _)| name)
         .collect();
-    match successors.is_empty() {
-        true => refuse("no healthy candidate"),
-        false => {
-            turn.memory.successors = successors.into_iter().collect();
-            turn.memory.switching = true;
-            let job = Job::Stop {
-                mode: StopMode::Fast,
-                bound: None,
-                checkpoint: true,
-                purpose: StopPurpose::Switchover,
-            };
-            Some((
-                Step::Start(job),
-                Why::SwitchingOver {
-                    candidate: request.candidate.clone(),
-                },
-            ))
-        }
+    if successors.is_empty() {
+        return PASS;
     }
+    turn.memory.successors = successors;
+    turn.memory.switching = true;
+    let job = Job::Stop {
+        mode: StopMode::Fast,
+        bound: turn.stop_bound(),
+        checkpoint: true,
+        purpose: StopPurpose::Switchover,
+    };
+    Some((Step::Start(job), why))
 }
 
 /// A request that is due waits for the members' word to run out: until then none of them takes the key (`failsafe`).
@@ -172,7 +174,7 @@ pub(super) fn after_stop(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     // A stop of which the position is unknown was no clean one: nobody can be asked for it.
     let Some((at, since)) = turn.memory.stopped_at else {
         turn.memory.switching = false;
-        return PASS;
+        return cut_short(turn, cluster);
     };
     if let Some(choice) = give_away(turn, cluster, at) {
         return Some(choice);
@@ -196,6 +198,28 @@ pub(super) fn after_stop(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         Step::Start(Job::StartPrimary { timeout }),
         Why::SwitchoverAbandoned { at },
     ))
+}
+
+/// The stop was no clean one. If its bound (`primary_stop_timeout`) cut it short, the synchronous standbys have all that was
+/// acknowledged, and the switchover goes on among them.
+fn cut_short(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
+    let bounded = !turn.obs.settings.primary_stop_timeout.is_zero();
+    if !bounded || cluster.failover.is_none() || super::sync::electorate(turn, cluster).is_none() {
+        return PASS;
+    }
+    let named = cluster
+        .failover
+        .as_ref()
+        .and_then(|request| request.candidate.as_ref());
+    let whom = turn.candidates(cluster, named);
+    match turn.able_to_lead(cluster, whom, None) {
+        Err(whom) => {
+            turn.memory.switching = true;
+            Some((Step::AskPeers { whom }, Why::AskingCandidates))
+        }
+        Ok(able) if able.is_empty() => PASS,
+        Ok(_) => Some((Step::Release { publish: None }, Why::GivingUpLock)),
+    }
 }
 
 /// Gives the key to somebody who has everything up to `at`; `None`: nobody has.

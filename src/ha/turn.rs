@@ -8,7 +8,7 @@ use crate::types::{Lsn, MemberName, Moment, Timeline};
 use super::decision::{Asked, Decision, Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{
     Control, ControlState, Directory, JobEnd, JobView, Memory, Observation, Outcome, PeerAnswer,
-    Position, Process, Upstream,
+    Position, Process, Synchronous, Upstream,
 };
 use super::{deadline, sync};
 
@@ -66,6 +66,7 @@ impl<'a> Turn<'a> {
             }
             self.memory.race_backoff = None;
             self.memory.yield_until = None;
+            self.memory.replay_awaited = None;
         }
         if self.obs.lease.is_none() {
             self.memory.failsafe_sent = None;
@@ -75,6 +76,9 @@ impl<'a> Turn<'a> {
         }
         if !self.obs.postgres.replay_paused {
             self.memory.replay_resumed = false;
+        }
+        if self.obs.postgres.position.is_some() || self.obs.postgres.process != Process::Up {
+            self.memory.silent_since = None;
         }
         match self.obs.postgres.process {
             Process::Up => self.remember_running(),
@@ -296,6 +300,18 @@ impl<'a> Turn<'a> {
         })
     }
 
+    /// Bound of a clean stop here: a primary's in the synchronous modes (spec/ha.md §7.2), where nothing acknowledged is lost by it.
+    pub(super) fn stop_bound(&self) -> Option<Duration> {
+        let settings = &self.obs.settings;
+        let synchronous = match settings.synchronous {
+            Synchronous::Off => false,
+            Synchronous::Priority { .. } | Synchronous::Quorum { .. } => true,
+        };
+        let bounded =
+            synchronous && !settings.primary_stop_timeout.is_zero() && deadline::may_write(self);
+        bounded.then_some(settings.primary_stop_timeout)
+    }
+
     /// The time at which PostgreSQL must be down; `None` without a lease.
     pub(super) fn deadline(&self) -> Option<Moment> {
         self.obs
@@ -309,6 +325,7 @@ impl<'a> Turn<'a> {
 pub(super) enum Limitation {
     NoFailover,
     Watchdog,
+    CannotServe,
 }
 
 /// Limitation of a peer (spec/ha.md §6.2).
@@ -317,6 +334,8 @@ pub(super) fn limitation(answer: &PeerAnswer) -> Option<Limitation> {
         Some(Limitation::NoFailover)
     } else if answer.watchdog_failed {
         Some(Limitation::Watchdog)
+    } else if answer.cannot_serve {
+        Some(Limitation::CannotServe)
     } else {
         None
     }

@@ -46,6 +46,9 @@ pub struct Sample {
     pub replay_paused: bool,
     /// The WAL receiver; from 9.6 on.
     pub receiver: Option<Receiver>,
+    /// Replay has not come to the end of what was on disk when the standby was started, so its positions say less than it has; from 10
+    /// on. The WAL receiver is asked for more only after that end; without an upstream replay then sleeps between attempts.
+    pub replaying: bool,
     /// `restore_command` is set; from 12 on, before always `false` here.
     pub restores: bool,
     /// `synchronous_commit`.
@@ -191,6 +194,7 @@ impl Sample {
                 .iter()
                 .map(|sender| sender.shown.clone())
                 .collect(),
+            replaying: self.replaying,
         }
     }
 }
@@ -326,6 +330,15 @@ fn statement(version: PgVersion, wants: Wants) -> String {
         wants.slots && version >= PgVersion(90_400),
         "(SELECT COALESCE(json_agg(row_to_json(s)), '[]') FROM pg_replication_slots s)",
     );
+    // Whoever may not look into pg_stat_activity finds no such row, and knows nothing.
+    let replaying = match version.at_least(10) {
+        true => format!(
+            "CASE WHEN in_recovery AND {receive} IS NULL THEN \
+             (SELECT COALESCE(wait_event, '') NOT IN ('RecoveryWalStream', 'RecoveryWalAll', 'RecoveryRetrieveRetryInterval') \
+             FROM pg_stat_activity WHERE backend_type = 'startup') END"
+        ),
+        false => "NULL".to_owned(),
+    };
     format!(
         "SELECT in_recovery, \
          (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
@@ -341,7 +354,8 @@ fn statement(version: PgVersion, wants: Wants) -> String {
          current_setting('synchronous_commit'), \
          current_setting('synchronous_standby_names'), \
          (SELECT COALESCE(json_agg(row_to_json(w)), '[]') FROM pg_stat_replication w), \
-         {slots} \
+         {slots}, \
+         {replaying} \
          FROM (SELECT pg_is_in_recovery() AS in_recovery) q"
     )
 }
@@ -382,6 +396,7 @@ fn understand(at: Moment, version: PgVersion, row: &[Option<String>]) -> Option<
         synchronous_standby_names: text(12)?.to_owned(),
         walsenders: rows(13)?.iter().map(sender).collect(),
         slots: rows(14).map(|slots| slots.iter().map(slot).collect()),
+        replaying: text(15) == Some("t"),
     })
 }
 

@@ -15,6 +15,7 @@ mod failsafe;
 mod failures;
 mod isolation;
 mod operations;
+mod serving;
 mod shutdown;
 mod slots;
 mod synchronous;

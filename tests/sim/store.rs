@@ -249,8 +249,17 @@ impl Store {
                 let free = self.cluster.initialize == Initialize::Absent;
                 if free {
                     self.cluster.initialize = Initialize::InProgress;
+                    self.cluster.initialize_revision = Some(revision);
                 }
                 free
+            }
+            Write::WithdrawClaim(claimed) => {
+                let same = self.cluster.initialize == Initialize::InProgress
+                    && self.cluster.initialize_revision == Some(claimed);
+                if same {
+                    self.cluster.initialize = Initialize::Absent;
+                }
+                same
             }
             Write::Initialize(id) => self.cas_initialize(seen, Initialize::Done(id)),
             Write::CancelInitialize => self.cas_initialize(seen, Initialize::Absent),

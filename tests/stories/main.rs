@@ -2,6 +2,8 @@
 //!
 //! A story starts from a calm cluster of three (I am `a`, a standby of the leader `b`; see [`Picture::calm`]). Each line changes one
 //! fact; a line that begins with `->` asks the core and holds its answer: step, reason, text. The memory goes on through a story.
+//! A line that begins with `=>` and a member's name holds how that member is explained to people: mine by the last answer, the others'
+//! by the snapshot and what they answered.
 //! `HOWDAH_UPDATE=1` writes the answers; read the difference before committing it.
 
 #![allow(
@@ -18,7 +20,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use howdah::ha::{Decision, Memory, Step, decide};
+use howdah::ha::{Decision, Memory, Step, Why, decide, explain};
 use picture::Picture;
 
 fn folder() -> PathBuf {
@@ -40,13 +42,20 @@ fn tell(text: &str, file: &str) -> (String, BTreeSet<String>) {
     let mut out = String::new();
     let mut seen = BTreeSet::new();
     let (mut picture, mut memory) = (Picture::calm(), Memory::default());
+    let mut last = Why::NotDecidedYet;
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("==") {
             (picture, memory) = (Picture::calm(), Memory::default());
+            last = Why::NotDecidedYet;
+        } else if let Some(who) = line.strip_prefix("=>") {
+            let who = who.split_whitespace().next().expect("whom to explain");
+            writeln!(out, "=> {}", explained(&picture, &last, who)).unwrap();
+            continue;
         } else if line.starts_with("->") {
             let decision = decide(&picture.obs, &memory);
             memory = decision.memory.clone();
             seen.insert(reason(&decision));
+            last = decision.why.clone();
             writeln!(out, "-> {}", answer(&decision)).unwrap();
             continue;
         } else if !line.trim().is_empty() && !line.starts_with('#') {
@@ -57,6 +66,30 @@ fn tell(text: &str, file: &str) -> (String, BTreeSet<String>) {
         writeln!(out, "{line}").unwrap();
     }
     (out, seen)
+}
+
+fn explained(picture: &Picture, last: &Why, who: &str) -> String {
+    let obs = &picture.obs;
+    let explanation = if obs.me.as_str() == who {
+        explain::own(obs, last)
+    } else {
+        let cluster = obs.cluster().expect("the store answers");
+        let (name, member) = cluster
+            .members
+            .iter()
+            .find(|(name, _)| name.as_str() == who)
+            .expect("a member");
+        let peers = obs.peers.as_deref().unwrap_or_default();
+        let answer = peers
+            .iter()
+            .find(|peer| peer.name == *name)
+            .map(|peer| peer.answer.as_ref());
+        explain::of_other(cluster, member, answer)
+    };
+    match explanation.waits_for {
+        Some(what) => format!("{} | waits for {what}", explanation.sentence),
+        None => explanation.sentence,
+    }
 }
 
 fn answer(decision: &Decision) -> String {

@@ -68,6 +68,7 @@ fn member(who: &str, role: Role) -> Member {
         timeline: Some(Timeline(1)),
         scheduled_restart: None,
         pause: false,
+        cannot_serve: None,
     }
 }
 
@@ -129,6 +130,7 @@ impl Picture {
                 maximum_lag_on_syncnode: None,
                 primary_start_timeout: Duration::from_secs(300),
                 primary_stop_timeout: Duration::ZERO,
+                primary_answer_timeout: Duration::from_secs(120),
                 primary_race_backoff: Duration::ZERO,
                 check_timeline: false,
                 pause: false,
@@ -190,6 +192,7 @@ impl Picture {
             failsafe: FailsafeView::default(),
             heard: Heard::default(),
             agent_since: Moment(Duration::ZERO),
+            ailment: None,
         };
         Picture {
             obs,
@@ -238,7 +241,10 @@ impl Picture {
             "initialize" => {
                 self.cluster.initialize = match rest {
                     ["absent"] => Initialize::Absent,
-                    ["in", "progress"] => Initialize::InProgress,
+                    ["in", "progress"] => {
+                        self.cluster.initialize_revision = Some(Revision(1));
+                        Initialize::InProgress
+                    }
                     ["other"] => Initialize::Done(system_id(OTHER)),
                     _ => Initialize::Done(system_id(MINE)),
                 }
@@ -262,6 +268,9 @@ impl Picture {
                     }],
                     _ => Vec::new(),
                 }
+            }
+            "ailment" => {
+                self.obs.ailment = (rest != ["none"]).then(|| rest.join(" "));
             }
             "stopping" => self.obs.stopping = true,
             "failsafe" => self.failsafe(rest)?,
@@ -526,7 +535,7 @@ impl Picture {
         Ok(())
     }
 
-    /// "peers b=standby@900 c=none": also `primary`, `nofailover`, `preferred`.
+    /// "peers b=standby@900 c=none": also `primary`, `nofailover`, `preferred`, `ailing`, `replaying`.
     fn peers(&mut self, rest: &[&str]) -> Change {
         let mut peers = Vec::new();
         for word in rest {
@@ -546,6 +555,8 @@ impl Picture {
                         timeline: Some(Timeline(1)),
                         tags,
                         watchdog_failed: false,
+                        cannot_serve: kind == "ailing",
+                        replaying: kind == "replaying",
                     })
                 }
             };
@@ -600,6 +611,8 @@ impl Picture {
             ["check-timeline"] => settings.check_timeline = true,
             ["backoff", time] => settings.primary_race_backoff = secs(time)?,
             ["start-timeout", time] => settings.primary_start_timeout = secs(time)?,
+            ["stop-timeout", time] => settings.primary_stop_timeout = secs(time)?,
+            ["answer-timeout", time] => settings.primary_answer_timeout = secs(time)?,
             ["no-hand-over"] => settings.hand_over = false,
             ["synchronous", mode, how @ ..] => {
                 let strict = how.contains(&"strict");

@@ -23,6 +23,7 @@ fn postgres(xlog: Xlog) -> PostgresStatus {
             .then_some(ReplicationState::Streaming),
         xlog,
         replication: Vec::new(),
+        replaying: false,
     }
 }
 

@@ -76,7 +76,7 @@ impl Electorate<'_> {
                     });
                 }
                 behind = true;
-            } else if answer.lsn > Lsn::ZERO {
+            } else if answer.lsn > Lsn::ZERO && !answer.replaying {
                 let equal = answer.lsn == turn.my_lsn();
                 let preferred = turn.obs.tags.leader_priority() < answer.tags.leader_priority();
                 if eligible

@@ -1051,6 +1051,8 @@ fn answer(lsn: u64) -> PeerAnswer {
         timeline: Some(Timeline(1)),
         tags: Tags::default(),
         watchdog_failed: false,
+        cannot_serve: false,
+        replaying: false,
     }
 }
 
@@ -1074,6 +1076,7 @@ fn member(index: usize) -> Member {
         timeline: Some(Timeline(1)),
         scheduled_restart: None,
         pause: false,
+        cannot_serve: None,
     }
 }
 
@@ -1104,6 +1107,7 @@ fn base_observation(me: usize, cluster: Cluster) -> Observation {
             maximum_lag_on_syncnode: None,
             primary_start_timeout: Duration::from_secs(300),
             primary_stop_timeout: Duration::ZERO,
+            primary_answer_timeout: Duration::from_secs(120),
             primary_race_backoff: Duration::ZERO,
             check_timeline: false,
             pause: false,
@@ -1155,5 +1159,6 @@ fn base_observation(me: usize, cluster: Cluster) -> Observation {
         failsafe: crate::ha::observation::FailsafeView::default(),
         heard: crate::ha::observation::Heard::default(),
         agent_since: Moment(Duration::ZERO),
+        ailment: None,
     }
 }

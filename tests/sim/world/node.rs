@@ -64,6 +64,8 @@ impl Node {
             timeline: position.timeline(),
             tags: self.tags.clone(),
             watchdog_failed: false,
+            cannot_serve: false,
+            replaying: false,
         })
     }
 

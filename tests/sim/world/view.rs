@@ -56,6 +56,7 @@ impl World {
             failsafe: FailsafeView::default(),
             heard: Heard::default(),
             agent_since: Moment(Duration::ZERO),
+            ailment: None,
         }
     }
 
@@ -68,6 +69,7 @@ impl World {
             maximum_lag_on_syncnode: None,
             primary_start_timeout: Duration::from_secs(6),
             primary_stop_timeout: Duration::ZERO,
+            primary_answer_timeout: Duration::from_secs(120),
             primary_race_backoff: Duration::ZERO,
             check_timeline: false,
             pause,
@@ -116,5 +118,6 @@ pub(super) fn member(
         timeline,
         scheduled_restart: None,
         pause: false,
+        cannot_serve: None,
     }
 }

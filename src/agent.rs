@@ -66,7 +66,6 @@ pub struct Agent {
     /// The role for which the settings in force were put together.
     configured_for: Option<Role>,
     settings: ha::observation::Settings,
-    heartbeat_every_turn: bool,
 
     store: Store,
     changes: watch::Receiver<u64>,
@@ -116,7 +115,8 @@ pub struct Agent {
     leader_stops_since: Option<Moment>,
     next_turn: Moment,
     wake_at: Option<Moment>,
-    last_line: Option<String>,
+    /// The last reason logged, and when.
+    last_line: Option<(String, Moment)>,
     sample_error: Option<String>,
     cached_document: Option<serde_json::Map<String, serde_json::Value>>,
     slots: slots::Slots,

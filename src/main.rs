@@ -141,10 +141,13 @@ fn run_agent(loaded: Loaded) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = telemetry::install(&telemetry::Settings::from_config(&loaded.config.log)) {
-        complain(&format!("{error:#}"));
-        return ExitCode::from(EXIT_BAD_CONFIGURATION);
-    }
+    let _log = match telemetry::install(&telemetry::Settings::from_config(&loaded.config.log)) {
+        Ok(installed) => installed,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            return ExitCode::from(EXIT_BAD_CONFIGURATION);
+        }
+    };
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

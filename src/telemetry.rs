@@ -1,56 +1,65 @@
-//! Logging: Patroni's line format (plain or JSON) on tracing-subscriber, to standard error or a rotated file.
+//! Logging: Patroni's line format (plain or JSON), to standard error or a rotated file (spec/configuration.md §3.2).
 //!
-//! spec/configuration.md §3.2. The message is the event's message followed by its fields as `key=value`.
+//! The message is the event's message followed by its fields as `key=value`. `form` says what a line looks like, `queue` keeps the
+//! loop from waiting for whoever reads the log. All settings can change while the process runs.
+
+mod form;
+mod queue;
+mod rotated;
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use chrono::Local;
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, MakeWriter};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 use crate::config::{Log, LogFormat, LogLevel};
+use form::{Form, Record};
+pub use queue::Backlog;
+use queue::{Queue, Sink};
+use rotated::Rotated;
+
+/// What the end of the process waits for its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How to log.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// One JSON object per line instead of text.
-    pub json: bool,
+    /// A template, or the fields of JSON lines.
+    pub format: LogFormat,
+    /// strftime; `None` = `YYYY-MM-DD HH:MM:SS,mmm`.
+    pub dateformat: Option<String>,
     /// Upstream's level name: DEBUG, INFO, WARNING, ERROR, CRITICAL.
     pub level: String,
     /// Levels of single modules ("howdah::dcs" → "DEBUG").
     pub loggers: Vec<(String, String)>,
     /// Fields added to every JSON line.
     pub static_fields: Map<String, Value>,
-    /// Directory of `patroni.log`; `None` = standard error.
-    pub dir: Option<PathBuf>,
-    /// Rotated files kept.
-    pub file_num: u32,
-    /// Bytes after which the file is rotated.
-    pub file_size: u64,
+    /// Lines that may wait to be written; 0 = any number.
+    pub max_queue_size: usize,
+    /// Where lines go.
+    pub file: Option<LogFile>,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            json: false,
-            level: "INFO".to_owned(),
-            loggers: Vec::new(),
-            static_fields: Map::new(),
-            dir: None,
-            file_num: 4,
-            file_size: 25_000_000,
-        }
-    }
+/// `log.dir` and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// Directory of `patroni.log`.
+    pub dir: PathBuf,
+    /// Rotated files kept.
+    pub keep: u32,
+    /// Bytes after which the file is rotated.
+    pub size: u64,
+    /// Permissions; `None` = by umask.
+    pub mode: Option<u32>,
 }
 
 impl Settings {
@@ -68,7 +77,8 @@ impl Settings {
             .to_owned()
         };
         Settings {
-            json: matches!(log.format, LogFormat::Json(_)),
+            format: log.format.clone(),
+            dateformat: log.dateformat.clone(),
             level: word(log.level),
             loggers: log
                 .loggers
@@ -76,9 +86,62 @@ impl Settings {
                 .map(|(module, level)| (module.clone(), word(*level)))
                 .collect(),
             static_fields: log.static_fields.clone(),
-            dir: log.dir.clone(),
-            file_num: log.file_num,
-            file_size: log.file_size,
+            max_queue_size: log.max_queue_size,
+            file: log.dir.clone().map(|dir| LogFile {
+                dir,
+                keep: log.file_num,
+                size: log.file_size,
+                mode: log.mode,
+            }),
+        }
+    }
+
+    fn targets(&self) -> anyhow::Result<Targets> {
+        let mut filter = format!(
+            "{},h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=off",
+            level(&self.level)
+        );
+        for (module, wanted) in &self.loggers {
+            let _ = write!(filter, ",{module}={}", level(wanted));
+        }
+        Ok(filter.parse()?)
+    }
+
+    fn sink(&self) -> anyhow::Result<Sink> {
+        match &self.file {
+            None => Ok(Sink::Stderr),
+            Some(file) => Rotated::open(&file.dir, file.keep, file.size, file.mode).map(Sink::File),
+        }
+    }
+
+    fn form(&self) -> (Form, Vec<String>) {
+        Form::new(
+            &self.format,
+            self.dateformat.as_deref(),
+            &self.static_fields,
+        )
+    }
+}
+
+/// The process's logger, once installed.
+struct Logger {
+    settings: RwLock<Settings>,
+    form: Arc<RwLock<Form>>,
+    filter: reload::Handle<Targets, Registry>,
+    queue: Arc<Queue>,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Writes the last lines when it is dropped; hold it until the process ends.
+#[must_use]
+#[derive(Debug)]
+pub struct Installed(());
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if let Some(logger) = LOGGER.get() {
+            logger.queue.flush(LAST_LINES);
         }
     }
 }
@@ -87,35 +150,70 @@ impl Settings {
 ///
 /// # Errors
 /// The log directory cannot be used, or a logger is installed already.
-pub fn install(settings: &Settings) -> anyhow::Result<()> {
-    let sink = match &settings.dir {
-        None => Sink::Stderr,
-        Some(dir) => Sink::File(Arc::new(Mutex::new(Rotated::open(
-            dir,
-            settings.file_num,
-            settings.file_size,
-        )?))),
-    };
-    let mut filter = format!(
-        "{},h2=warn,hyper=warn,tonic=warn,tower=warn,openraft=off",
-        level(&settings.level)
-    );
-    for (module, wanted) in &settings.loggers {
-        let _ = write!(filter, ",{module}={}", level(wanted));
-    }
-    let format = Lines {
-        json: settings.json,
-        static_fields: settings.static_fields.clone(),
+pub fn install(settings: &Settings) -> anyhow::Result<Installed> {
+    let queue = Arc::new(Queue::start(settings.sink()?, settings.max_queue_size)?);
+    let (form, warnings) = settings.form();
+    let form = Arc::new(RwLock::new(form));
+    let (filter, handle) = reload::Layer::new(settings.targets()?);
+    let lines = Lines {
+        form: Arc::clone(&form),
+        queue: Arc::clone(&queue),
+        started_ms: crate::clock::wall().0,
     };
     tracing_subscriber::registry()
-        .with(filter.parse::<Targets>()?)
-        .with(
-            tracing_subscriber::fmt::layer()
-                .event_format(format)
-                .with_writer(sink),
-        )
+        .with(filter)
+        .with(lines)
         .try_init()?;
+    let logger = Logger {
+        settings: RwLock::new(settings.clone()),
+        form,
+        filter: handle,
+        queue,
+    };
+    let _ = LOGGER.set(logger);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Installed(()))
+}
+
+/// Applies changed settings.
+///
+/// # Errors
+/// A log directory that cannot be used; the old settings stay in force.
+pub fn apply(settings: &Settings) -> anyhow::Result<()> {
+    let Some(logger) = LOGGER.get() else {
+        return Ok(());
+    };
+    let mut in_force = logger
+        .settings
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
+    if *in_force == *settings {
+        return Ok(());
+    }
+    let targets = settings.targets()?;
+    if settings.file != in_force.file {
+        logger.queue.redirect(settings.sink()?);
+    }
+    logger.queue.limit_to(settings.max_queue_size);
+    let (form, warnings) = settings.form();
+    *logger.form.write().unwrap_or_else(PoisonError::into_inner) = form;
+    logger.filter.reload(targets)?;
+    *in_force = settings.clone();
+    drop(in_force);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     Ok(())
+}
+
+/// What waits to be written.
+#[must_use]
+pub fn backlog() -> Backlog {
+    LOGGER
+        .get()
+        .map_or_else(Backlog::default, |logger| logger.queue.backlog())
 }
 
 fn level(name: &str) -> &'static str {
@@ -127,18 +225,11 @@ fn level(name: &str) -> &'static str {
     }
 }
 
-fn upstream_level(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "ERROR",
-        Level::WARN => "WARNING",
-        Level::INFO => "INFO",
-        _ => "DEBUG",
-    }
-}
-
+/// Events into lines.
 struct Lines {
-    json: bool,
-    static_fields: Map<String, Value>,
+    form: Arc<RwLock<Form>>,
+    queue: Arc<Queue>,
+    started_ms: i64,
 }
 
 #[derive(Default)]
@@ -157,131 +248,46 @@ impl Visit for Message {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Lines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut out: Writer<'_>,
-        event: &Event<'_>,
-    ) -> std::fmt::Result {
+impl Lines {
+    fn record(&self, level: Level, message: String) -> Record {
+        let now_ms = crate::clock::wall().0;
+        Record {
+            at: chrono::DateTime::from_timestamp_millis(now_ms)
+                .unwrap_or_default()
+                .with_timezone(&Local),
+            age_ms: now_ms - self.started_ms,
+            level,
+            name: module_path!().to_owned(),
+            file: file!().to_owned(),
+            line: line!(),
+            message,
+        }
+    }
+
+    fn push(&self, record: &Record) -> Option<u64> {
+        let form = self.form.read().unwrap_or_else(PoisonError::into_inner);
+        self.queue.push(form.render(record))
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut message = Message::default();
         event.record(&mut message);
-        let time = chrono::DateTime::from_timestamp_millis(crate::clock::wall().0)
-            .unwrap_or_default()
-            .with_timezone(&chrono::Local)
-            .format("%Y-%m-%d %H:%M:%S,%3f")
-            .to_string();
-        let level = upstream_level(*event.metadata().level());
-        let text = format!("{}{}", message.text, message.fields);
-        if self.json {
-            let mut line = Map::new();
-            line.insert("asctime".to_owned(), json!(time));
-            line.insert("levelname".to_owned(), json!(level));
-            line.insert("message".to_owned(), json!(text));
-            line.extend(self.static_fields.clone());
-            writeln!(out, "{}", Value::Object(line))
-        } else {
-            writeln!(out, "{time} {level}: {text}")
+        let metadata = event.metadata();
+        let record = Record {
+            name: metadata.target().to_owned(),
+            file: metadata.file().unwrap_or_default().to_owned(),
+            line: metadata.line().unwrap_or_default(),
+            ..self.record(
+                *metadata.level(),
+                format!("{}{}", message.text, message.fields),
+            )
+        };
+        if let Some(lost) = self.push(&record) {
+            let lost = format!("QueueHandler has lost {lost} log records");
+            self.push(&self.record(Level::WARN, lost));
         }
-    }
-}
-
-#[derive(Clone)]
-enum Sink {
-    Stderr,
-    File(Arc<Mutex<Rotated>>),
-}
-
-impl<'a> MakeWriter<'a> for Sink {
-    type Writer = SinkWriter;
-
-    fn make_writer(&'a self) -> SinkWriter {
-        SinkWriter(self.clone())
-    }
-}
-
-struct SinkWriter(Sink);
-
-impl Write for SinkWriter {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match &self.0 {
-            Sink::Stderr => io::stderr().write(line),
-            Sink::File(file) => match file.lock() {
-                Ok(mut file) => file.write_line(line),
-                Err(_) => io::stderr().write(line),
-            },
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// `patroni.log`, `patroni.log.1`, … in one directory.
-struct Rotated {
-    path: PathBuf,
-    file: File,
-    size: u64,
-    keep: u32,
-    limit: u64,
-}
-
-impl Rotated {
-    fn open(dir: &Path, keep: u32, limit: u64) -> anyhow::Result<Self> {
-        use anyhow::Context as _;
-        let path = dir.join("patroni.log");
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .with_context(|| {
-                format!(
-                    "open the log file {}; log.dir must be an existing, writable directory",
-                    path.display()
-                )
-            })?;
-        let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
-        Ok(Rotated {
-            path,
-            file,
-            size,
-            keep,
-            limit,
-        })
-    }
-
-    fn write_line(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.size > 0 && self.size + line.len() as u64 > self.limit && self.limit > 0 {
-            self.rotate()?;
-        }
-        self.file.write_all(line)?;
-        self.size += line.len() as u64;
-        Ok(line.len())
-    }
-
-    fn rotate(&mut self) -> io::Result<()> {
-        let numbered = |n: u32| PathBuf::from(format!("{}.{n}", self.path.display()));
-        for n in (1..self.keep).rev() {
-            match std::fs::rename(numbered(n), numbered(n + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        if self.keep > 0 {
-            std::fs::rename(&self.path, numbered(1))?;
-        }
-        self.file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .open(&self.path)?;
-        self.size = 0;
-        Ok(())
     }
 }
 
@@ -289,28 +295,57 @@ impl Rotated {
 mod tests {
     use super::*;
 
+    /// The one test that installs the process's logger.
     #[test]
-    fn a_full_file_is_rotated_and_only_so_many_are_kept() {
+    fn a_changed_configuration_changes_the_log_of_the_running_process() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = Rotated::open(dir.path(), 2, 10).unwrap();
-        for line in ["11111111\n", "22222222\n", "33333333\n", "44444444\n"] {
-            log.write_line(line.as_bytes()).unwrap();
-        }
-        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).ok();
-        assert_eq!(read("patroni.log").as_deref(), Some("44444444\n"));
-        assert_eq!(read("patroni.log.1").as_deref(), Some("33333333\n"));
-        assert_eq!(read("patroni.log.2").as_deref(), Some("22222222\n"));
-        assert_eq!(read("patroni.log.3"), None);
-    }
-
-    #[test]
-    fn a_missing_directory_is_named() {
-        let error = Rotated::open(Path::new("/nonexistent/logs"), 2, 10)
-            .err()
-            .unwrap();
+        let mut settings = Settings {
+            format: LogFormat::Plain("%(levelname)s|%(message)s".to_owned()),
+            dateformat: None,
+            level: "WARNING".to_owned(),
+            loggers: vec![("talkative".to_owned(), "DEBUG".to_owned())],
+            static_fields: Map::new(),
+            max_queue_size: 1000,
+            file: Some(LogFile {
+                dir: dir.path().to_owned(),
+                keep: 1,
+                size: 1_000_000,
+                mode: None,
+            }),
+        };
+        let installed = install(&settings).unwrap();
+        tracing::info!(target: "telemetry_test", "zq hidden");
+        tracing::debug!(target: "talkative", n = 1, "zq shown");
+        tracing::warn!(target: "telemetry_test", "zq shown");
+        settings.format = LogFormat::Json(vec![("message".to_owned(), "m".to_owned())]);
+        settings.level = "INFO".to_owned();
+        settings.loggers.clear();
+        apply(&settings).unwrap();
+        tracing::info!(target: "telemetry_test", "zq now");
+        tracing::debug!(target: "talkative", "zq silent");
+        settings.file = Some(LogFile {
+            dir: "/nonexistent".into(),
+            keep: 1,
+            size: 1,
+            mode: None,
+        });
+        let refused = apply(&settings).unwrap_err();
         assert!(
-            format!("{error:#}").contains("/nonexistent/logs/patroni.log"),
-            "{error:#}"
+            format!("{refused:#}").contains("/nonexistent/patroni.log"),
+            "{refused:#}"
         );
+        drop(installed);
+        let text = std::fs::read_to_string(dir.path().join("patroni.log")).unwrap();
+        // Other tests of this process log as well.
+        let ours: Vec<&str> = text.lines().filter(|line| line.contains("zq ")).collect();
+        assert_eq!(
+            ours,
+            [
+                "DEBUG|zq shown n=1",
+                "WARNING|zq shown",
+                "{\"m\":\"zq now\"}"
+            ]
+        );
+        assert!(backlog().lost == 0);
     }
 }

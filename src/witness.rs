@@ -28,7 +28,8 @@ pub fn main(path: Option<&Path>, environment: &dyn Environment) -> anyhow::Resul
         )])
         .into());
     }
-    crate::telemetry::install(&crate::telemetry::Settings::from_config(&loaded.config.log))?;
+    let _log =
+        crate::telemetry::install(&crate::telemetry::Settings::from_config(&loaded.config.log))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

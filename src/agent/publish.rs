@@ -45,21 +45,27 @@ impl Agent {
         }
     }
 
-    /// One line per decision; the same line twice in a row is for debugging only, unless the old heartbeat is wanted. So is that a
-    /// job goes on: its beginning and its end have lines.
+    /// One line per decision. The same one again is a heartbeat: every `loop_wait`, unless `deduplicate_heartbeat_logs` is on. That a
+    /// job goes on is for debugging only: its beginning and its end have lines.
     fn log_turn(&mut self, why: &Why) {
         let line = why.to_string();
-        let goes_on = matches!(why, Why::Busy { .. } | Why::BusyLeading { .. });
-        if goes_on || self.last_line.as_ref() == Some(&line) {
-            if self.heartbeat_every_turn {
-                tracing::info!("{line}");
-            } else {
-                tracing::debug!("{line}");
-            }
-        } else {
-            tracing::info!("{line}");
-            self.last_line = Some(line);
+        if matches!(why, Why::Busy { .. } | Why::BusyLeading { .. }) {
+            tracing::debug!("{line}");
+            return;
         }
+        let now = clock::now();
+        if let Some((last, at)) = &self.last_line
+            && *last == line
+        {
+            // The timer of a turn and of a heartbeat may differ by a moment.
+            let due = now.since(*at) + Duration::from_millis(100) >= self.settings.loop_wait;
+            if self.loaded.config.log.deduplicate_heartbeat_logs || !due {
+                tracing::debug!("{line}");
+                return;
+            }
+        }
+        tracing::info!("{line}");
+        self.last_line = Some((line, now));
     }
 
     /// The member document of this moment.

@@ -118,6 +118,10 @@ impl Agent {
                 }
                 self.loaded = loaded;
                 self.tags = self.loaded.config.tags.clone();
+                let log = crate::telemetry::Settings::from_config(&self.loaded.config.log);
+                if let Err(error) = crate::telemetry::apply(&log) {
+                    tracing::error!("the log stays as it is: {error:#}");
+                }
                 self.api_settings.send_if_modified(|settings| {
                     let next = crate::api::Settings::from_config(&self.loaded.config);
                     let changed = **settings != next;

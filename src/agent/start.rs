@@ -147,7 +147,6 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         api_url: config.api_url(),
         proxy_url: config.postgresql.proxy_url(),
         tags: config.tags.clone(),
-        heartbeat_every_turn: false,
         loaded,
         api_settings,
         dynamic,

@@ -174,7 +174,7 @@ pub struct TlsSettings {
     pub certfile: String,
     /// Key, if not in `certfile`.
     pub keyfile: Option<String>,
-    /// Passphrase; encrypted keys are refused with a message that says what to do.
+    /// Passphrase of an encrypted key.
     pub keyfile_password: Option<String>,
     /// CA bundle for client certificates.
     pub cafile: Option<String>,

@@ -965,10 +965,50 @@ async fn tls_with_client_certificates_and_reload() {
     let tls = TlsSettings {
         certfile: path("server.crt"),
         keyfile: Some(path("server.key")),
-        keyfile_password: None,
+        keyfile_password: Some("secret".to_owned()),
         cafile: Some(path("client.crt")),
         verify_client: VerifyClient::Optional,
     };
+    // The key lies there encrypted, as keys should.
+    let locked = |prefix: &str, password: &str| {
+        let key = path(&format!("{prefix}.key"));
+        let pem = std::fs::read_to_string(&key).unwrap();
+        let info = rcgen::KeyPair::from_pem(&pem).unwrap().serialize_der();
+        let encrypted = pkcs8::PrivateKeyInfo::try_from(info.as_slice())
+            .unwrap()
+            .encrypt_with_params(
+                pkcs8::pkcs5::pbes2::Parameters::pbkdf2_sha256_aes256cbc(
+                    1000,
+                    b"saltsalt",
+                    &[7; 16],
+                )
+                .unwrap(),
+                password,
+            )
+            .unwrap();
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.encode(encrypted.as_bytes());
+        let pem = format!(
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\n{body}\n-----END ENCRYPTED PRIVATE KEY-----\n"
+        );
+        std::fs::write(key, pem).unwrap();
+    };
+    locked("server", "secret");
+    locked("client", "client's");
+    for (password, why) in [
+        (None, "is encrypted; its password is needed"),
+        (Some("wrong"), "is wrong"),
+    ] {
+        let tls = TlsSettings {
+            keyfile_password: password.map(str::to_owned),
+            ..tls.clone()
+        };
+        let refused = tls::server_config(&tls).unwrap_err().to_string();
+        assert!(
+            refused.contains("server.key") && refused.contains(why),
+            "{refused}"
+        );
+    }
     let server = server(Settings {
         tls: Some(tls),
         ..Settings::default()
@@ -1001,6 +1041,7 @@ async fn tls_with_client_certificates_and_reload() {
         cacert: Some(path("server.crt")),
         certfile: Some(path("client.crt")),
         keyfile: Some(path("client.key")),
+        keyfile_password: Some("client's".to_owned()),
         verify: peers::Verify::Full,
         ..peers::ClientSettings::default()
     };

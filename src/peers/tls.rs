@@ -52,14 +52,57 @@ pub(crate) fn read_key(
     file: &str,
     password: Option<&str>,
 ) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(file).map_err(|error| TlsError {
+    let fail = |detail: String| TlsError {
         file: file.to_owned(),
-        detail: if password.is_some() {
-            "no unencrypted private key in it; encrypted keys are not supported, decrypt it with openssl pkey".to_owned()
+        detail,
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
+    if let Some(encrypted) = encrypted_key(&text) {
+        let Some(password) = password else {
+            return Err(fail(
+                "the private key is encrypted; its password is needed (keyfile_password)"
+                    .to_owned(),
+            ));
+        };
+        return decrypted(&encrypted.map_err(fail)?, password).map_err(fail);
+    }
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| {
+        fail(if text.contains("Proc-Type: 4,ENCRYPTED") {
+            "the private key is encrypted in OpenSSL's old format; convert it with openssl pkcs8 -topk8".to_owned()
         } else {
             format!("no usable private key: {error}")
-        },
+        })
     })
+}
+
+/// The first encrypted key of a PEM file (PKCS #8, RFC 5958), if it is there at all.
+fn encrypted_key(text: &str) -> Option<Result<Vec<u8>, String>> {
+    use base64::Engine as _;
+    let (_, rest) = text.split_once("-----BEGIN ENCRYPTED PRIVATE KEY-----")?;
+    let Some((body, _)) = rest.split_once("-----END ENCRYPTED PRIVATE KEY-----") else {
+        return Some(Err("the encrypted private key has no end".to_owned()));
+    };
+    let body: String = body.split_whitespace().collect();
+    let der = base64::engine::general_purpose::STANDARD.decode(body);
+    Some(der.map_err(|error| format!("the encrypted private key is not base64: {error}")))
+}
+
+fn decrypted(der: &[u8], password: &str) -> Result<PrivateKeyDer<'static>, String> {
+    let key = pkcs8::EncryptedPrivateKeyInfo::try_from(der)
+        .map_err(|error| format!("the encrypted private key is damaged: {error}"))?;
+    let plain = key.decrypt(password).map_err(|error| match error {
+        // A wrong password shows as bad padding or, now and then, as nonsense where the key should be.
+        pkcs8::Error::EncryptedPrivateKey(
+            pkcs8::pkcs5::Error::DecryptFailed | pkcs8::pkcs5::Error::EncryptFailed,
+        )
+        | pkcs8::Error::Asn1(_) => {
+            "the private key cannot be decrypted: the password (keyfile_password) is wrong".to_owned()
+        }
+        other => format!(
+            "the private key cannot be decrypted ({other}); openssl pkcs8 -topk8 -v2 aes-256-cbc makes one that can"
+        ),
+    })?;
+    Ok(PrivateKeyDer::Pkcs8(plain.as_bytes().to_vec().into()))
 }
 
 /// The CA certificates of a PEM file.

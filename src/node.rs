@@ -154,6 +154,8 @@ pub struct ViewSettings {
     pub synchronous_mode: SynchronousMode,
     /// `failsafe_mode` is on.
     pub failsafe_mode: bool,
+    /// `/primary` needs PostgreSQL that takes writes, not the lease alone (`restapi.primary_when`).
+    pub primary_when_writable: bool,
     /// Bytes; `/readiness` uses it as the default lag limit.
     pub maximum_lag_on_failover: u64,
     /// The patience of a restart without a timeout of its own.
@@ -169,6 +171,7 @@ impl Default for ViewSettings {
             standby_cluster: false,
             synchronous_mode: SynchronousMode::Off,
             failsafe_mode: false,
+            primary_when_writable: false,
             maximum_lag_on_failover: 1_048_576,
             primary_start_timeout: Duration::from_secs(300),
         }

@@ -320,6 +320,7 @@ impl Agent {
                 Synchronous::Quorum { .. } => SynchronousMode::Quorum,
             },
             failsafe_mode: self.settings.failsafe,
+            primary_when_writable: self.loaded.config.restapi.primary_when_writable,
             maximum_lag_on_failover: self.settings.maximum_lag_on_failover,
             primary_start_timeout: self.settings.primary_start_timeout,
         }

@@ -168,6 +168,7 @@ pub fn is_healthy(view: &NodeView, now: Moment, path: &str, query: &Query) -> bo
     } else {
         (leads, leads, false)
     };
+    let primary = primary && (!view.settings.primary_when_writable || is_writable(view));
     // A standby leader by its lease is never a replica, whatever its role is called at the moment.
     let never_replica =
         leads && view.settings.standby_cluster && !(cluster.is_none() && view.settings.pause);
@@ -219,6 +220,13 @@ pub fn is_healthy(view: &NodeView, now: Moment, path: &str, query: &Query) -> bo
         && query
             .tag_filters()
             .all(|(tag, wanted)| has_tag(view, tag, wanted))
+}
+
+/// PostgreSQL said so when it was last asked; it is asked again as soon as it stops or ends its recovery.
+fn is_writable(view: &NodeView) -> bool {
+    view.postgres
+        .as_ref()
+        .is_some_and(|postgres| postgres.is_writable())
 }
 
 fn is_lagging(view: &NodeView, cluster: Option<&Cluster>, query: &Query) -> bool {

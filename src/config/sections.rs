@@ -135,6 +135,8 @@ pub struct RestApi {
     pub request_queue_size: u32,
     /// `Server` header.
     pub server_tokens: ServerTokens,
+    /// `/primary` needs PostgreSQL that takes writes; else the lock is enough, as in Patroni.
+    pub primary_when_writable: bool,
 }
 
 /// Section `ctl`; credentials and authorities fall back to `restapi`'s.
@@ -676,6 +678,12 @@ fn rest_api(reader: &mut Reader<'_>, host: &super::Host) -> Option<RestApi> {
         server_tokens: reader
             .word("restapi.server_tokens", &tokens)
             .unwrap_or(ServerTokens::Original),
+        primary_when_writable: reader
+            .word(
+                "restapi.primary_when",
+                &[("lock", false), ("writable", true)],
+            )
+            .unwrap_or(false),
     };
     if api.keyfile.is_some() && api.certfile.is_none() {
         reader.fault("restapi.keyfile", "is given without restapi.certfile");

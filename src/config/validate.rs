@@ -603,6 +603,7 @@ impl<'a> Checker<'a> {
             self.optional("restapi.http_extra_headers", Must::Dictionary);
             self.optional("restapi.https_extra_headers", Must::Dictionary);
             self.optional("restapi.request_queue_size", Must::Integer(0, 4096));
+            self.optional("restapi.primary_when", Must::Word(&["lock", "writable"]));
             self.optional("restapi.thread_pool_size", Must::Integer(5, i64::MAX));
             if let Some(tokens) = self.get("restapi.server_tokens")
                 && !["original", "minimal", "productonly"]

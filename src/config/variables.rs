@@ -415,6 +415,12 @@ fn build() -> Vec<Variable> {
                 Is("original"),
                 "How much the `Server` header tells.",
             ),
+            (
+                "primary_when",
+                Choice(&["lock", "writable"]),
+                Is("lock"),
+                "When `/primary` answers 200: once this node has the leader lock, as in Patroni, or once PostgreSQL takes writes as well.",
+            ),
         ],
     );
     for (section, what) in [

@@ -68,6 +68,34 @@ fn replica() -> NodeView {
     view
 }
 
+#[test]
+fn primary_may_have_to_wait_for_writes() {
+    let asked = |mut view: NodeView, strict: bool, path: &str| {
+        view.settings.primary_when_writable = strict;
+        is_healthy(&view, NOW, path, &Query::default())
+    };
+    let crashed = || leading(down(primary(), PgState::Crashed));
+    for path in ["/", "/primary", "/read-write", "/master"] {
+        for strict in [false, true] {
+            assert!(asked(leading(primary()), strict, path), "{path}");
+            assert!(!asked(replica(), strict, path), "{path}");
+            // Promoting, and down while it has the lock.
+            assert_eq!(asked(leading(replica()), strict, path), !strict, "{path}");
+            assert_eq!(asked(crashed(), strict, path), !strict, "{path}");
+        }
+    }
+    assert!(
+        asked(leading(replica()), true, "/leader"),
+        "who leads is another question"
+    );
+    assert!(
+        asked(leading(replica()), true, "/read-only"),
+        "it still answers reads"
+    );
+    assert!(!asked(crashed(), true, "/read-only"));
+    assert!(asked(paused(without_store(primary())), true, "/primary"));
+}
+
 fn leading(mut view: NodeView) -> NodeView {
     view.leader_until = Some(at(1010));
     view

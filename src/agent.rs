@@ -66,6 +66,8 @@ pub struct Agent {
     /// The role for which the settings in force were put together.
     configured_for: Option<Role>,
     settings: ha::observation::Settings,
+    /// Where the loop tells systemd how it is.
+    systemd: crate::systemd::Notifier,
 
     store: Store,
     changes: watch::Receiver<u64>,

@@ -13,6 +13,13 @@ pub fn now() -> Moment {
     Moment(Duration::new(secs, nanos))
 }
 
+/// CLOCK_MONOTONIC in microseconds, as systemd wants it.
+#[must_use]
+pub fn monotonic_micros() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0) / 1000
+}
+
 /// Wall-clock time, for display and scheduled actions only.
 #[must_use]
 pub fn wall() -> WallTime {

@@ -3,6 +3,7 @@
 pub mod types;
 
 pub mod clock;
+pub mod systemd;
 pub mod telemetry;
 
 pub mod init;

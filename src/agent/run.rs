@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::dcs::{Freshness, news};
 use crate::ha::observation::{Heard, Observation, Outcome, StoreView, Tried};
 use crate::ha::{self, Step};
+use crate::systemd::Notice;
 use crate::types::Moment;
 
 use super::act::Next;
@@ -45,6 +46,7 @@ enum Wake {
 impl Agent {
     /// Runs until told to stop or until going on would be wrong.
     pub async fn run(mut self) -> End {
+        self.systemd.tell(Notice::Ready);
         loop {
             if let Some(end) = self.turn().await {
                 return end;
@@ -101,11 +103,15 @@ impl Agent {
             Wake::Store => self.store_change_matters().await,
             Wake::Command(command) => self.accept(command),
             Wake::Reload => {
+                let at = clock::monotonic_micros();
+                self.systemd.tell(Notice::Reloading { at });
                 self.reload_local();
+                self.systemd.tell(Notice::Ready);
                 true
             }
             Wake::Stop => {
                 if !self.stopping {
+                    self.systemd.tell(Notice::Stopping);
                     tracing::info!("asked to stop");
                 }
                 self.stopping = true;

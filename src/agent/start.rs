@@ -14,7 +14,7 @@ use crate::api;
 use crate::clock;
 use crate::config::dynamic::Dynamic;
 use crate::config::effective::Effective;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Environment as _, Loaded};
 use crate::dcs::{self, Freshness, Identity, Store};
 use crate::init::Guard;
 use crate::node::{Counters, NodeView};
@@ -147,6 +147,11 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         api_url: config.api_url(),
         proxy_url: config.postgresql.proxy_url(),
         tags: config.tags.clone(),
+        systemd: crate::systemd::Notifier::new(
+            config::ProcessEnvironment
+                .variables()
+                .remove("NOTIFY_SOCKET"),
+        ),
         loaded,
         api_settings,
         dynamic,

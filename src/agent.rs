@@ -11,6 +11,7 @@ mod instance;
 mod job;
 mod lease;
 mod live;
+mod measure;
 mod observe;
 mod peers;
 mod plan;
@@ -119,6 +120,8 @@ pub struct Agent {
     wake_at: Option<Moment>,
     /// The last reason logged, and when.
     last_line: Option<(String, Moment)>,
+    /// Since when this node saw that nobody leads, or had the key without taking writes.
+    leaderless_since: Option<Moment>,
     sample_error: Option<String>,
     cached_document: Option<serde_json::Map<String, serde_json::Value>>,
     slots: slots::Slots,

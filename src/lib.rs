@@ -3,6 +3,7 @@
 pub mod types;
 
 pub mod clock;
+pub mod histogram;
 pub mod systemd;
 pub mod telemetry;
 

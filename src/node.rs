@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::{Cluster, PendingChange, Tags};
 use crate::ha::explain::Explanation;
+use crate::histogram::Histogram;
+use crate::telemetry::Backlog;
 use crate::types::{
     Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Role, SystemId, Timeline,
     WallTime,
@@ -121,6 +123,21 @@ pub struct NodeView {
     pub explanation: Explanation,
     /// Counters for `/metrics`.
     pub counters: Counters,
+    /// The running job, for `/metrics`.
+    pub job: Option<RunningJob>,
+    /// Log lines that wait, and that were dropped.
+    pub log: Backlog,
+}
+
+/// The long work that is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunningJob {
+    /// `clone`, `promote`, ….
+    pub name: &'static str,
+    /// Since when.
+    pub since: Moment,
+    /// Bytes copied, and to be copied in all; `None` for work that copies nothing.
+    pub bytes: Option<(u64, u64)>,
 }
 
 /// A snapshot and when it was read.
@@ -267,6 +284,14 @@ pub struct Counters {
     pub dcs_failures: u64,
     /// Status queries that failed.
     pub postgres_failures: u64,
+    /// From when this node saw that nobody leads, or was handed the key, until it took writes.
+    pub failovers: Histogram,
+    /// Turns of the loop.
+    pub turn_times: Histogram,
+    /// Calls to the store that were answered.
+    pub dcs_times: Histogram,
+    /// What was left of the lease, up to the moment in which PostgreSQL is stopped, when it was renewed.
+    pub lease_margins: Histogram,
 }
 
 impl NodeView {
@@ -309,6 +334,8 @@ impl NodeView {
             reason: "starting".to_owned(),
             explanation,
             counters: Counters::default(),
+            job: None,
+            log: Backlog::default(),
         }
     }
 

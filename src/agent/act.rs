@@ -124,10 +124,14 @@ impl Agent {
             return;
         };
         let sent = clock::now();
+        let stop_by = held.expires_less(self.settings.stop_margin);
         let reply = self.bounded(self.store.renew(&held.lease)).await;
         self.note("renew the leader key", &reply);
         obs.tried.renew = Some(outcome(&reply));
         if let dcs::Write::Done(()) = reply {
+            let now = clock::now();
+            self.counters.dcs_times.observe(now.since(sent));
+            self.counters.lease_margins.observe(stop_by.since(now));
             let ttl = self.settings.ttl;
             if let Some(held) = &mut self.held {
                 held.sent = sent;

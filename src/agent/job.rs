@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::clock;
 use crate::ha::decision::Job;
 use crate::ha::observation::{Divergence, JobEnd, JobView, Upstream};
+use crate::node::RunningJob;
 use crate::postgres::params::PendingRestart;
 use crate::types::{Lsn, Moment};
 
@@ -25,6 +26,8 @@ pub(super) struct Progress {
     pub(super) promoting: bool,
     /// One line for people ("base backup: 42 %").
     pub(super) text: Option<String>,
+    /// Bytes copied, and to be copied in all.
+    pub(super) bytes: Option<(u64, u64)>,
 }
 
 /// How a job ended, and what it learned on the way that the next observation needs.
@@ -199,6 +202,16 @@ impl JobSlot {
     /// How the last job ended, in the turn that shows it.
     pub(super) fn ended(&self) -> Option<&(Job, Ended)> {
         self.finished.as_ref()
+    }
+
+    /// The running job as `/metrics` shows it.
+    pub(super) fn in_numbers(&self) -> Option<RunningJob> {
+        let running = self.running.as_ref()?;
+        Some(RunningJob {
+            name: super::measure::name(&running.job),
+            since: running.since,
+            bytes: running.progress.borrow().bytes,
+        })
     }
 
     /// One line about the running job, for people.

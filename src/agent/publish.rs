@@ -24,6 +24,8 @@ impl Agent {
             .loop_wait
             .min(self.settings.ttl / 3)
             .max(Duration::from_millis(500));
+        self.counters.turn_times.observe(took);
+        self.time_failover(began, now, obs);
         if took > self.settings.loop_wait {
             self.counters.overruns += 1;
             tracing::warn!(
@@ -124,8 +126,11 @@ impl Agent {
     async fn touch_member(&mut self, obs: &Observation) {
         let value = wire::member_text(&self.member(obs));
         let budget = self.budget(self.settings.retry_timeout.min(Duration::from_secs(2)));
+        let sent = clock::now();
         match self.patiently(budget, self.store.put_member(&value)).await {
-            Ok(Write::Done(())) => {}
+            Ok(Write::Done(())) => {
+                self.counters.dcs_times.observe(clock::now().since(sent));
+            }
             Ok(Write::Refused(refusal)) => {
                 tracing::warn!(?refusal, "the store refuses my member key")
             }
@@ -294,6 +299,8 @@ impl Agent {
             .text()
             .map_or_else(|| why.to_string(), |text| format!("{why} ({text})"));
         next.counters = self.counters;
+        next.job = self.job.in_numbers();
+        next.log = crate::telemetry::backlog();
         self.view.send_replace(Arc::new(next));
     }
 

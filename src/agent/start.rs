@@ -197,6 +197,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         next_turn: now,
         wake_at: None,
         last_line: None,
+        leaderless_since: None,
         sample_error: None,
         cached_document: None,
         slots: super::slots::Slots::default(),

@@ -364,6 +364,7 @@ impl Work {
                             let text = Some(format!("copying: {} of {} MB, {} %", done >> 20, total >> 20, percent.min(100)));
                             let changed = report.text != text;
                             report.text = text;
+                            report.bytes = Some((done, total));
                             changed
                         });
                     }

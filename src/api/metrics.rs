@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write};
 
 use crate::cluster::CONTRACT_VERSION;
+use crate::histogram::Histogram;
 use crate::node::{NodeView, PgTimestamp, Xlog};
 use crate::types::{Lsn, Moment, PgState, ReplicationState, Role};
 
@@ -51,6 +52,33 @@ impl Page {
             self.text,
             "# HELP {name} {help}\n{comment}# TYPE {name} {kind}\n{name}{labels} {value}"
         );
+    }
+
+    /// A gauge with a label of its own.
+    fn labelled(&mut self, name: &str, help: &str, label: &str, value: impl Display) {
+        let labels = self.labels_and(label);
+        let _ = writeln!(
+            self.text,
+            "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}"
+        );
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, seen: &Histogram) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound, count) in seen.cumulative() {
+            let labels = self.labels_and(&format!("le=\"{bound}\""));
+            let _ = writeln!(self.text, "{name}_bucket{labels} {count}");
+        }
+        let (infinite, labels) = (self.labels_and("le=\"+Inf\""), &self.labels);
+        let (count, sum) = (seen.count(), seen.sum().as_secs_f64());
+        let _ = writeln!(
+            self.text,
+            "{name}_bucket{infinite} {count}\n{name}_sum{labels} {sum}\n{name}_count{labels} {count}"
+        );
+    }
+
+    fn labels_and(&self, label: &str) -> String {
+        format!("{},{label}}}", self.labels.trim_end_matches('}'))
     }
 
     fn flag(&mut self, name: &str, help: &str, value: bool) {
@@ -245,28 +273,33 @@ pub(super) fn page(view: &NodeView, now: Moment) -> String {
         view.tags.leader_priority(),
     );
 
-    // Ours, beyond upstream's.
-    let counters = view.counters;
+    own(&mut page, view, now);
+    page.text
+}
+
+/// Ours, beyond upstream's.
+fn own(page: &mut Page, view: &NodeView, now: Moment) {
+    let counters = &view.counters;
     page.metric(
-        "howdah_loop_turns",
+        "howdah_loop_turns_total",
         "counter",
         "Finished turns of the loop.",
         counters.turns,
     );
     page.metric(
-        "howdah_loop_overruns",
+        "howdah_loop_overruns_total",
         "counter",
         "Turns that took longer than loop_wait.",
         counters.overruns,
     );
     page.metric(
-        "howdah_dcs_failures",
+        "howdah_dcs_failures_total",
         "counter",
         "Calls to the store that failed or stayed unanswered.",
         counters.dcs_failures,
     );
     page.metric(
-        "howdah_postgres_failures",
+        "howdah_postgres_failures_total",
         "counter",
         "Status queries that failed.",
         counters.postgres_failures,
@@ -280,7 +313,55 @@ pub(super) fn page(view: &NodeView, now: Moment) -> String {
         "Seconds this node may go on calling itself leader.",
         left,
     );
-    page.text
+    page.histogram(
+        "howdah_failover_duration_seconds",
+        "Take-overs by this node: from seeing that nobody leads, or being handed the key, until PostgreSQL takes writes.",
+        &counters.failovers,
+    );
+    page.histogram(
+        "howdah_loop_duration_seconds",
+        "Turns of the loop.",
+        &counters.turn_times,
+    );
+    page.histogram(
+        "howdah_dcs_request_duration_seconds",
+        "Calls to the store that were answered.",
+        &counters.dcs_times,
+    );
+    page.histogram(
+        "howdah_lease_margin_seconds",
+        "What was left of the lease, up to the moment in which PostgreSQL is stopped, when it was renewed.",
+        &counters.lease_margins,
+    );
+    if let Some(job) = &view.job {
+        let label = format!("job=\"{}\"", job.name);
+        page.labelled(
+            "howdah_job_running_seconds",
+            "For how long the running job has run.",
+            &label,
+            now.since(job.since).as_secs_f64(),
+        );
+        if let Some((done, total)) = job.bytes {
+            page.labelled(
+                "howdah_job_done_bytes",
+                "Bytes that the running job has copied.",
+                &label,
+                done,
+            );
+            page.labelled(
+                "howdah_job_expected_bytes",
+                "Bytes that the running job has to copy in all, as estimated.",
+                &label,
+                total,
+            );
+        }
+    }
+    page.metric(
+        "howdah_log_lines_lost_total",
+        "counter",
+        "Log lines dropped because whoever reads the log does not keep up.",
+        view.log.lost,
+    );
 }
 
 /// `4.1.4` → `040104`.
@@ -326,5 +407,138 @@ mod tests {
         assert!(!text.contains("patroni_postgres_streaming"));
         assert!(text.contains("\npatroni_cluster_unlocked{scope=\"demo\",name=\"a\\\"b\"} 1\n"));
         assert!(text.ends_with('\n'));
+    }
+
+    /// One sample: name, labels, value.
+    fn sample(line: &str) -> (&str, std::collections::BTreeMap<&str, String>, f64) {
+        let (name, rest) = line.split_once('{').unwrap();
+        let (labels, value) = rest.rsplit_once("} ").unwrap();
+        let mut found = std::collections::BTreeMap::new();
+        let mut rest = labels;
+        while !rest.is_empty() {
+            let (key, after) = rest.split_once("=\"").unwrap();
+            let mut value = String::new();
+            let mut chars = after.char_indices();
+            let end = loop {
+                match chars.next().expect("a closing quote") {
+                    (at, '"') => break at,
+                    (_, '\\') => match chars.next().unwrap().1 {
+                        'n' => value.push('\n'),
+                        other => value.push(other),
+                    },
+                    (_, other) => value.push(other),
+                }
+            };
+            assert_eq!(
+                found.insert(key, value),
+                None,
+                "label {key} twice in {line}"
+            );
+            rest = after[end + 1..]
+                .strip_prefix(',')
+                .unwrap_or(&after[end + 1..]);
+        }
+        (
+            name,
+            found,
+            value
+                .parse()
+                .unwrap_or_else(|_| panic!("no number: {line}")),
+        )
+    }
+
+    fn is_a_name(name: &str) -> bool {
+        name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    }
+
+    /// Prometheus' text format, as strictly as its own parser and `promtool check metrics` take it.
+    #[test]
+    fn each_metric_has_one_type_one_help_and_samples_that_fit() {
+        use std::collections::{BTreeMap, BTreeSet};
+        let now = Moment(Duration::from_secs(50));
+        let mut view = NodeView::starting(MemberName::new("a\"b\\c").unwrap(), "demo", now);
+        for millis in [3, 700, 100_000] {
+            let took = Duration::from_millis(millis);
+            view.counters.failovers.observe(took);
+            view.counters.turn_times.observe(took);
+        }
+        view.job = Some(crate::node::RunningJob {
+            name: "clone",
+            since: Moment(Duration::from_secs(48)),
+            bytes: Some((10, 100)),
+        });
+        let text = page(&view, now);
+        let (mut types, mut helps, mut samples) =
+            (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        let mut current = "";
+        let mut buckets: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut counts = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, help) = help.split_once(' ').unwrap();
+                assert!(help.ends_with('.') && helps.insert(name), "{line}");
+                current = name;
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert!(["gauge", "counter", "histogram"].contains(&kind), "{line}");
+                assert!(
+                    name == current && types.insert(name, kind).is_none(),
+                    "{line}"
+                );
+            } else if !line.starts_with('#') {
+                let (name, labels, value) = sample(line);
+                assert!(
+                    is_a_name(name) && labels.keys().all(|key| is_a_name(key)),
+                    "{line}"
+                );
+                assert_eq!(
+                    (labels["scope"].as_str(), labels["name"].as_str()),
+                    ("demo", "a\"b\\c")
+                );
+                assert!(samples.insert((name, labels.clone())), "twice: {line}");
+                let kind = types
+                    .get(current)
+                    .unwrap_or_else(|| panic!("no type before {line}"));
+                let ending = name
+                    .strip_prefix(current)
+                    .unwrap_or_else(|| panic!("below {current}: {line}"));
+                match (*kind, ending) {
+                    ("histogram", "_bucket") => {
+                        let bound = labels["le"].parse().unwrap();
+                        buckets.entry(current).or_default().push((bound, value));
+                    }
+                    ("histogram", "_count") => drop(counts.insert(current, value)),
+                    ("histogram", "_sum") | ("gauge" | "counter", "") => {}
+                    other => panic!("{other:?}: {line}"),
+                }
+                // The others are upstream's, which are older than the convention.
+                if *kind == "counter" && name.starts_with("howdah_") {
+                    assert!(name.ends_with("_total"), "{line}");
+                }
+            }
+        }
+        assert_eq!(buckets.len(), 4);
+        for (name, buckets) in buckets {
+            assert!(
+                buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1),
+                "{name}: {buckets:?}"
+            );
+            assert_eq!(
+                buckets.last(),
+                Some(&(f64::INFINITY, counts[name])),
+                "{name}"
+            );
+        }
+        assert_eq!(counts["howdah_failover_duration_seconds"], 3.0);
+        assert!(
+            text.contains(
+                "howdah_job_running_seconds{scope=\"demo\",name=\"a\\\"b\\\\c\",job=\"clone\"} 2\n"
+            ),
+            "{text}"
+        );
+        assert!(text.contains(",job=\"clone\"} 10\n") && text.contains(",job=\"clone\"} 100\n"));
     }
 }

@@ -96,6 +96,12 @@ pub fn document(view: &NodeView, now: Moment) -> Map<String, Value> {
     {
         put("replaying", true.into());
     }
+    if view.log.queued > 2 {
+        put("logger_queue_size", view.log.queued.into());
+        if view.log.lost > 0 {
+            put("logger_records_lost", view.log.lost.into());
+        }
+    }
     out
 }
 

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use howdah::ha::decide;
-use howdah::ha::decision::{Decision, Job, Step, Why};
-use howdah::ha::observation::{JobView, Memory, Observation, Peer, Process, Upstream};
+use howdah::ha::decision::{Decision, Job, Step, Why, Write};
+use howdah::ha::observation::{
+    Connection, JobView, Memory, Observation, Peer, Position, Process, StandbyNames, StoreView,
+    Synchronous, Upstream,
+};
+use howdah::types::MemberName;
 
 /// Believes that its lease never ends.
 pub(crate) fn endless_lease(obs: &Observation, memory: &Memory) -> Decision {
@@ -115,4 +119,103 @@ pub(crate) fn restarts_in_place(obs: &Observation, memory: &Memory) -> Decision 
         };
     }
     decision
+}
+
+/// Lowers the quorum as soon as a voter is gone, before those who stay hold what it alone had confirmed (spec/ha.md §13.3).
+pub(crate) fn lowers_the_quorum_early(obs: &Observation, memory: &Memory) -> Decision {
+    let mut decision = decide(obs, memory);
+    let (Synchronous::Quorum { count, .. }, Some(cluster), Some(replication)) = (
+        obs.settings.synchronous,
+        obs.cluster(),
+        obs.postgres.replication.as_ref(),
+    ) else {
+        return decision;
+    };
+    let connected = |name: &MemberName| {
+        let streams = |standby: &Connection| standby.name == name.as_str();
+        replication.standbys.iter().any(streams)
+    };
+    let mut sync = cluster.sync.clone();
+    sync.standbys.retain(connected);
+    let gone = sync.standbys.len() < cluster.sync.standbys.len();
+    let forgotten = cluster
+        .sync
+        .standbys
+        .iter()
+        .all(|name| connected(name) || !replication.names.contains(name.as_str()));
+    if decision.step == Step::Rest
+        && obs.lease.is_some()
+        && obs.tried.write.is_none()
+        && cluster.sync.leader.as_ref() == Some(&obs.me)
+        && gone
+        && forgotten
+    {
+        let voters = u32::try_from(sync.standbys.len()).unwrap_or(0);
+        sync.quorum = voters.saturating_sub(count);
+        decision.step = Step::Write(Write::Sync(sync));
+    }
+    decision
+}
+
+/// Lets commits through that wait while the store is silent, in order not to keep clients waiting.
+pub(crate) fn relaxes_without_the_store(obs: &Observation, memory: &Memory) -> Decision {
+    let decision = decide(obs, memory);
+    let waits = obs
+        .postgres
+        .replication
+        .as_ref()
+        .is_some_and(|replication| !replication.names.is_empty());
+    let primary = matches!(obs.postgres.position, Some(Position::Primary { .. }));
+    if decision.step == Step::Rest
+        && matches!(obs.store, StoreView::Silent { .. })
+        && primary
+        && waits
+        && obs.tried.names.is_none()
+    {
+        return Decision {
+            step: Step::SetSynchronousNames(StandbyNames::Managed(None)),
+            ..decision
+        };
+    }
+    decision
+}
+
+/// Races without being synchronous, and without the votes.
+pub(crate) fn leads_without_votes(obs: &Observation, memory: &Memory) -> Decision {
+    let decision = decide(obs, memory);
+    if matches!(decision.why, Why::NotSynchronous | Why::TooFewVotes { .. })
+        && obs.tried.acquire.is_none()
+    {
+        return Decision {
+            step: Step::Acquire,
+            ..decision
+        };
+    }
+    decision
+}
+
+/// Replaces a directory that it may not replace.
+pub(crate) fn replaces_regardless(obs: &Observation, memory: &Memory) -> Decision {
+    let mut obs = obs.clone();
+    obs.settings.may_replace_diverged = true;
+    decide(&obs, memory)
+}
+
+/// Never tries to lead.
+pub(crate) fn never_races(obs: &Observation, memory: &Memory) -> Decision {
+    let decision = decide(obs, memory);
+    if decision.step == Step::Acquire {
+        return Decision {
+            step: Step::Rest,
+            ..decision
+        };
+    }
+    decision
+}
+
+/// Stops and starts PostgreSQL as if the cluster were not paused.
+pub(crate) fn ignores_the_pause(obs: &Observation, memory: &Memory) -> Decision {
+    let mut obs = obs.clone();
+    obs.settings.pause = false;
+    decide(&obs, memory)
 }

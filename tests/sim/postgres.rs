@@ -41,6 +41,14 @@ pub(crate) struct Pg {
     pub(crate) newborn: bool,
     /// It was a primary, and has neither been copied or rewound since nor received as a prefix of its source.
     pub(crate) was_primary: bool,
+    /// `synchronous_standby_names` in the files.
+    pub(crate) names_on_disk: String,
+    /// The same, as the running server has it.
+    pub(crate) names: String,
+    /// The value before, by which some of its processes may still go until then.
+    pub(crate) names_before: Option<(String, Moment)>,
+    /// Up to where clients were told that their commits are done.
+    pub(crate) told: u64,
     /// Events of an older generation are void.
     pub(crate) generation: u64,
 }
@@ -62,6 +70,10 @@ impl Pg {
             open: false,
             newborn: false,
             was_primary: false,
+            names_on_disk: String::new(),
+            names: String::new(),
+            names_before: None,
+            told: 0,
             generation: 0,
         }
     }
@@ -143,6 +155,8 @@ impl Pg {
 
     pub(crate) fn begin_start(&mut self, now: Moment) {
         self.generation += 1;
+        self.names.clone_from(&self.names_on_disk);
+        self.names_before = None;
         self.server = Server::Starting { since: now };
         self.recovery = self.standby_signal;
     }
@@ -188,16 +202,24 @@ impl Pg {
 
     /// The truth: everything here is also there.
     pub(crate) fn is_prefix_of(&self, other: &Pg) -> bool {
-        let shared = self
+        other.has(&self.history, self.end)
+    }
+
+    /// The truth: everything of this history up to this position is here.
+    pub(crate) fn has(&self, history: &[Segment], end: u64) -> bool {
+        let limit = self
             .history
-            .iter()
-            .enumerate()
-            .all(|(i, segment)| other.history.get(i) == Some(segment));
-        let limit = other
-            .history
-            .get(self.history.len())
-            .map_or(other.end, |next| next.start);
-        shared && self.end <= limit
+            .get(history.len())
+            .map_or(self.end, |next| next.start);
+        self.history.starts_with(history) && end <= limit
+    }
+
+    /// The server's first process has read the files again; the others follow until then.
+    pub(crate) fn take_up_names(&mut self, until: Moment) {
+        if self.names != self.names_on_disk {
+            let before = std::mem::replace(&mut self.names, self.names_on_disk.clone());
+            self.names_before = Some((before, until));
+        }
     }
 
     /// What PostgreSQL can tell: it knows timelines by number. On another history of the same number it stops at the first record
@@ -219,13 +241,19 @@ impl Pg {
 
     /// Receives up to `end` of `other`.
     pub(crate) fn receive(&mut self, other: &Pg, end: u64) {
+        self.receive_history(&other.history, end);
+    }
+
+    /// Receives up to `end` of this history.
+    pub(crate) fn receive_history(&mut self, history: &[Segment], end: u64) {
         self.end = end.max(self.end);
-        self.history = other
-            .history
+        let reached = history
             .iter()
-            .filter(|segment| segment.start <= self.end)
-            .cloned()
-            .collect();
+            .take_while(|segment| segment.start <= self.end)
+            .count();
+        if self.history.len() != reached {
+            self.history = history[..reached].to_vec();
+        }
     }
 
     /// pg_rewind's result: a copy of the source's state. It compares timelines by number and does nothing when they are equal.

@@ -5,14 +5,36 @@ use std::time::Duration;
 
 use howdah::cluster::{
     Cluster, ConfigDocument, FailoverRequest, History, HistoryEntry, Initialize, Leader, Member,
+    Schedule, SyncState,
 };
 use howdah::ha::decision::Write;
-use howdah::ha::observation::Outcome;
-use howdah::types::{Lsn, MemberName, Moment, Revision, SystemId, Timeline};
+use howdah::ha::observation::{Outcome, Synchronous};
+use howdah::types::{Lsn, MemberName, Moment, Revision, SystemId, Timeline, WallTime};
 
-#[derive(Debug, Clone)]
+/// The settings in the store that change during a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Dynamic {
+    pub(crate) pause: bool,
+    pub(crate) synchronous: Synchronous,
+    pub(crate) standby_cluster: bool,
+}
+
+impl Default for Dynamic {
+    fn default() -> Self {
+        Dynamic {
+            pause: false,
+            synchronous: Synchronous::Off,
+            standby_cluster: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Op {
-    Load,
+    Load {
+        /// As new as any write before; else what the watch has shown.
+        latest: bool,
+    },
     Acquire,
     Adopt,
     Take,
@@ -42,7 +64,7 @@ pub(crate) struct Reply {
     pub(crate) outcome: Outcome,
     pub(crate) session: u64,
     pub(crate) cluster: Cluster,
-    pub(crate) pause: bool,
+    pub(crate) dynamic: Dynamic,
 }
 
 #[derive(Debug)]
@@ -54,9 +76,11 @@ struct Session {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) cluster: Cluster,
-    pub(crate) pause: bool,
-    /// Planted: the leader key is written without its precondition.
+    pub(crate) dynamic: Dynamic,
+    /// Planted: writes go without their precondition.
     pub(crate) unconditional: bool,
+    /// A write that replaced what its writer had not seen.
+    pub(crate) overwrote: Option<String>,
     sessions: BTreeMap<MemberName, Session>,
     leader_session: u64,
     last: u64,
@@ -86,6 +110,12 @@ impl Store {
             }
         }
         !over.is_empty()
+    }
+
+    /// The store has forgotten this member's session.
+    pub(crate) fn end_session(&mut self, name: &MemberName) {
+        self.sessions.remove(name);
+        self.cluster.members.remove(name);
     }
 
     /// After an outage every session gets a fresh time to live, as in etcd after a leader change.
@@ -131,14 +161,19 @@ impl Store {
         }
     }
 
-    pub(crate) fn request(&mut self, leader: Option<MemberName>, candidate: Option<MemberName>) {
+    pub(crate) fn request(
+        &mut self,
+        leader: Option<MemberName>,
+        candidate: Option<MemberName>,
+        scheduled_at: Option<WallTime>,
+    ) {
         let revision = Revision(self.next());
         self.cluster.failover_revision = Some(revision);
         self.cluster.failover = Some(FailoverRequest {
             revision,
             leader,
             candidate,
-            scheduled_at: None,
+            scheduled_at: scheduled_at.map(Schedule::At),
         });
     }
 
@@ -157,11 +192,14 @@ impl Store {
             store.cluster.is_led_by(node) && store.leader_session == session
         };
         let done = match op {
-            Op::Load => true,
+            Op::Load { .. } => true,
             Op::Acquire | Op::Take => {
                 session = self.session(node, known, now, ttl);
                 let free = self.cluster.leader.is_none() || self.unconditional;
                 if free {
+                    if let Some(before) = &self.cluster.leader {
+                        self.overwrote = Some(format!("{node} took the key from {}", before.name));
+                    }
                     self.lead(node, session);
                 }
                 free
@@ -232,7 +270,7 @@ impl Store {
             outcome,
             session,
             cluster: self.cluster.clone(),
-            pause: self.pause,
+            dynamic: self.dynamic,
         }
     }
 
@@ -299,10 +337,34 @@ impl Store {
                 self.cluster.history = Some(History { entries });
                 true
             }
-            // These clusters are asynchronous.
-            Write::Sync(_) => false,
-            Write::DropSync | Write::Failsafe(_) => true,
+            Write::Sync(sync) => {
+                let based_on = sync.revision;
+                let value = SyncState {
+                    revision: Some(revision),
+                    ..sync
+                };
+                self.replace_sync(node, based_on, value)
+            }
+            Write::DropSync => self.replace_sync(node, seen.sync.revision, SyncState::default()),
+            Write::Failsafe(_) => true,
         }
+    }
+
+    /// Compare and set.
+    fn replace_sync(
+        &mut self,
+        node: &MemberName,
+        based_on: Option<Revision>,
+        value: SyncState,
+    ) -> bool {
+        let same = self.cluster.sync.revision == based_on;
+        if same || self.unconditional {
+            self.cluster.sync = value;
+        }
+        if !same && self.unconditional {
+            self.overwrote = Some(format!("{node} replaced a sync document it had not read"));
+        }
+        same || self.unconditional
     }
 
     fn cas_initialize(&mut self, seen: &Cluster, value: Initialize) -> bool {

@@ -14,17 +14,19 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use howdah::cluster::Tags;
 use howdah::ha::decision::Decision;
 use howdah::ha::observation::{Memory, Observation};
 use howdah::types::{MemberName, Moment};
 
 use crate::faults::{Fault, Plan};
 use crate::invariants;
-use crate::invariants::Violation;
+use crate::invariants::{Promise, Violation};
 use crate::postgres::Pg;
 use crate::rng::Rng;
-use crate::store::{Op, Store};
+use crate::store::{Dynamic, Op, Store};
 use agent::AgentEvent;
+use network::Network;
 use node::Node;
 use server::PgEvent;
 
@@ -32,9 +34,9 @@ use server::PgEvent;
 pub(crate) type Core = fn(&Observation, &Memory) -> Decision;
 
 pub(crate) const TTL: Duration = Duration::from_secs(10);
-const LOOP_WAIT: Duration = Duration::from_secs(3);
-const RETRY: Duration = Duration::from_secs(3);
-const STOP_MARGIN: Duration = Duration::from_secs(2);
+pub(crate) const LOOP_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const RETRY: Duration = Duration::from_secs(3);
+pub(crate) const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// Init stops PostgreSQL so long before the promised end.
 const GUARD_MARGIN: Duration = Duration::from_millis(400);
 const TICK: u64 = 25;
@@ -76,6 +78,8 @@ pub(crate) struct Allowed {
     pub(crate) rewind: bool,
     pub(crate) replace: bool,
     pub(crate) hand_over: bool,
+    /// What a synchronous standby may be behind.
+    pub(crate) lag: Option<u64>,
 }
 
 pub(crate) struct World {
@@ -86,17 +90,19 @@ pub(crate) struct World {
     order: u64,
     pub(crate) nodes: Vec<Node>,
     pub(crate) store: Store,
-    pub(crate) store_down: bool,
-    pub(crate) cut_from_store: BTreeSet<usize>,
-    pub(crate) cut: BTreeSet<(usize, usize)>,
-    /// Per mille of store messages lost.
-    pub(crate) loss: u64,
+    /// The primary of another cluster, which a standby cluster follows.
+    pub(crate) remote: Pg,
+    pub(crate) network: Network,
     pub(crate) allowed: Allowed,
     pub(crate) trace: Vec<String>,
     pub(crate) violation: Option<Violation>,
     /// History that the next leader must have, and who was handed the key.
     pub(crate) planned: Option<(Pg, MemberName)>,
+    /// What clients were told is kept.
+    pub(crate) promise: Option<Promise>,
     pub(crate) healed: Option<Moment>,
+    /// Planted: a stop cancels the commits that wait.
+    pub(crate) cancels_waiting: bool,
     /// Without init's guard and the promotion job's look at the lease: for planted faults that those two would cover.
     pub(crate) core_alone: bool,
     pub(crate) reasons: BTreeSet<String>,
@@ -106,16 +112,44 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, core: Core) -> (Self, Plan) {
+    pub(crate) fn new(seed: u64, core: Core) -> Self {
         let mut rng = Rng::new(seed);
-        let count = usize::try_from(rng.between(2, 5)).unwrap_or(3);
+        let count = usize::try_from(rng.between(2, 7)).unwrap_or(3);
         let allowed = Allowed {
             rewind: rng.per_mille(700),
             replace: rng.per_mille(700),
             hand_over: rng.per_mille(700),
+            lag: rng.per_mille(300).then(|| rng.between(400, 6000)),
         };
         let nodes = (0..count).map(|i| Node::new(i, &mut rng)).collect();
         let plan = Plan::new(&mut rng, count);
+        let mut world = World::of(rng, nodes, allowed, plan.dynamic, core);
+        for (millis, fault) in &plan.faults {
+            world.at(*millis, Event::Fault(fault.clone()));
+        }
+        world
+    }
+
+    /// Members without tags and without faults.
+    pub(crate) fn calm(seed: u64, count: usize, dynamic: Dynamic) -> Self {
+        let mut rng = Rng::new(seed);
+        let allowed = Allowed {
+            rewind: true,
+            replace: true,
+            hand_over: true,
+            lag: None,
+        };
+        let mut nodes: Vec<Node> = (0..count).map(|i| Node::new(i, &mut rng)).collect();
+        for node in &mut nodes {
+            (node.tags, node.slow) = (Tags::default(), false);
+        }
+        World::of(rng, nodes, allowed, dynamic, howdah::ha::decide)
+    }
+
+    fn of(rng: Rng, nodes: Vec<Node>, allowed: Allowed, dynamic: Dynamic, core: Core) -> Self {
+        let count = nodes.len();
+        let mut remote = Pg::empty();
+        remote.initdb(0);
         let mut world = World {
             now: Moment(Duration::from_secs(1000)),
             rng,
@@ -124,28 +158,26 @@ impl World {
             order: 0,
             nodes,
             store: Store::default(),
-            store_down: false,
-            cut_from_store: BTreeSet::new(),
-            cut: BTreeSet::new(),
-            loss: 0,
+            remote,
+            network: Network::default(),
             allowed,
             trace: Vec::new(),
             violation: None,
             planned: None,
+            promise: None,
             healed: None,
+            cancels_waiting: false,
             core_alone: false,
             reasons: BTreeSet::new(),
             opened: BTreeSet::new(),
             core,
         };
+        world.store.dynamic = dynamic;
         world.at(TICK, Event::Tick);
         for node in 0..count {
             world.boot(node, node as u64 * 40);
         }
-        for (millis, fault) in &plan.faults {
-            world.at(*millis, Event::Fault(fault.clone()));
-        }
-        (world, plan)
+        world
     }
 
     fn at(&mut self, millis: u64, event: Event) {
@@ -158,7 +190,8 @@ impl World {
     }
 
     fn moment(&mut self, when: Moment, event: Event) {
-        let millis = u64::try_from(self.now.until(when).as_millis()).unwrap_or(0);
+        let micros = self.now.until(when).as_micros();
+        let millis = u64::try_from(micros.div_ceil(1000)).unwrap_or(0);
         self.at(millis, event);
     }
 
@@ -204,11 +237,8 @@ impl World {
     pub(crate) fn heal(&mut self) {
         use howdah::cluster::Initialize;
         self.healed = Some(self.now);
-        self.loss = 0;
-        self.cut.clear();
-        self.cut_from_store.clear();
-        self.store_down = false;
-        self.store.pause = false;
+        self.network = Network::default();
+        self.store.dynamic.pause = false;
         // A creator that died in the middle leaves its claim; only an operator can tell that it is not coming back.
         if self.store.cluster.initialize == Initialize::InProgress
             && self.store.cluster.leader.is_none()
@@ -216,7 +246,7 @@ impl World {
             self.store.cluster.initialize = Initialize::Absent;
         }
         for node in 0..self.nodes.len() {
-            self.nodes[node].frozen_until = self.now;
+            self.thaw(node);
             if !self.nodes[node].up {
                 self.boot(node, 10);
             }
@@ -237,6 +267,7 @@ impl World {
                 }
                 let thaw = self.nodes[node].frozen_until;
                 if self.now < thaw {
+                    // What arrives meanwhile waits in a buffer.
                     self.moment(
                         thaw,
                         Event::Agent {
@@ -254,7 +285,17 @@ impl World {
                 generation,
                 what,
             } => {
-                if self.nodes[node].pg.generation == generation {
+                let thaw = self.nodes[node].halted_until;
+                if self.now < thaw {
+                    self.moment(
+                        thaw,
+                        Event::Pg {
+                            node,
+                            generation,
+                            what,
+                        },
+                    );
+                } else if self.nodes[node].pg.generation == generation {
                     self.pg_event(node, what);
                 }
             }

@@ -2,14 +2,30 @@
 
 use std::time::Duration;
 
+use super::kept;
 use crate::world::World;
 
 /// A position that moved within this time may not have been seen.
 const SETTLED: Duration = Duration::from_secs(3);
 
 pub(crate) fn won(world: &mut World, node: usize) {
+    let forced = world
+        .store
+        .cluster
+        .failover
+        .as_ref()
+        .is_some_and(|request| {
+            request.leader.is_none() && request.candidate.as_ref() == Some(&world.nodes[node].name)
+        });
+    if forced {
+        kept::excused(world);
+    }
     let winner = &world.nodes[node];
-    if !winner.pg.recovery || world.store.cluster.failover.is_some() || world.store.pause {
+    if !winner.pg.recovery || world.store.cluster.failover.is_some() || world.store.dynamic.pause
+        // There the published electorate decides, and `kept` looks after its results.
+        || world.is_synchronous()
+        || world.store.cluster.sync.leader.is_some()
+    {
         return;
     }
     let mine = (winner.pg.timeline(), winner.pg.end);

@@ -27,12 +27,12 @@ pub(crate) fn pointed(world: &mut World, node: usize, upstream: &Upstream) {
 }
 
 /// A server that was started accepts connections: as a primary only under a lease.
-pub(crate) fn opened(world: &mut World, node: usize) {
+pub(super) fn opened(world: &mut World, node: usize) {
     let pg = &world.nodes[node].pg;
     let leased = world.nodes[node]
         .leads_until
         .is_some_and(|until| world.now < until);
-    if pg.accepts_writes() && !pg.newborn && !leased && !world.store.pause {
+    if pg.accepts_writes() && !pg.newborn && !leased && !world.store.dynamic.pause {
         world.fail(
             "S1 lease",
             format!("n{node} was started as a primary without a lease"),

@@ -3,8 +3,7 @@
 use crate::world::World;
 
 pub(crate) fn at_most_one(world: &mut World) {
-    let mut writers = (0..world.nodes.len())
-        .filter(|node| world.nodes[*node].pg.accepts_writes() && !world.nodes[*node].pg.newborn);
+    let mut writers = (0..world.nodes.len()).filter(|node| world.writes(*node));
     if let (Some(a), Some(b)) = (writers.next(), writers.next()) {
         world.fail("S1 one writer", format!("n{a} and n{b} accept writes"));
     }
@@ -12,7 +11,7 @@ pub(crate) fn at_most_one(world: &mut World) {
 
 /// A commit was acknowledged. In pause leases are not enforced.
 pub(crate) fn committed(world: &mut World, node: usize) {
-    if world.store.pause {
+    if world.store.dynamic.pause {
         return;
     }
     let covered = world.nodes[node]

@@ -2,7 +2,7 @@
 
 use crate::world::World;
 
-pub(crate) fn promoted(world: &mut World, node: usize) {
+pub(super) fn promoted(world: &mut World, node: usize) {
     let Some((old, to)) = world.planned.take() else {
         return;
     };

@@ -5,15 +5,16 @@ use std::time::Duration;
 use howdah::cluster::Cluster;
 use howdah::ha::decision::{Asked, Job, Step, Why};
 use howdah::ha::observation::{
-    Divergence, JobEnd, JobView, LeaseView, Memory, Observation, Peer, Request,
+    Divergence, JobEnd, JobView, LeaseView, Memory, Observation, Peer, Request, StandbyNames,
+    Synchronous,
 };
 use howdah::types::{Lsn, Moment, PgState, Role};
 
 use super::job::Running;
-use super::view::member;
 use super::{Event, LOOP_WAIT, STOP_MARGIN, TTL, World};
+use crate::observation::member;
 use crate::postgres::Server;
-use crate::store::{Op, Reply};
+use crate::store::{Dynamic, Op, Reply};
 
 #[derive(Debug)]
 pub(super) enum AgentEvent {
@@ -38,6 +39,11 @@ pub(super) enum AgentEvent {
         id: u64,
         peers: Vec<Peer>,
     },
+    /// It looks whether its change of `synchronous_standby_names` is in force.
+    Names {
+        id: u64,
+        wanted: String,
+    },
     Stage {
         job: u64,
         stage: u8,
@@ -50,6 +56,9 @@ pub(super) enum Phase {
     Asleep,
     Loading,
     Acting(Step),
+    /// Reading the store after an operation that was not answered.
+    LookingAgain,
+    SettingNames,
     Asking,
     Publishing,
     Deciding,
@@ -66,7 +75,8 @@ pub(super) struct Held {
 pub(super) struct Agent {
     pub(super) phase: Phase,
     pub(super) waiting: u64,
-    pub(super) sent: Moment,
+    /// When its last message was sent: in truth, and by its own clock.
+    pub(super) sent: (Moment, Moment),
     pub(super) session: u64,
     pub(super) memory: Memory,
     pub(super) held: Option<Held>,
@@ -79,7 +89,9 @@ pub(super) struct Agent {
     pub(super) role: Role,
     pub(super) requests: Vec<Request>,
     pub(super) stopping: bool,
-    pub(super) pause: bool,
+    pub(super) dynamic: Dynamic,
+    /// What it has decided about `synchronous_standby_names`.
+    pub(super) names: Option<StandbyNames>,
     pub(super) dirty: bool,
     pub(super) timer: u64,
     pub(super) wake_at: Option<Moment>,
@@ -91,7 +103,7 @@ impl Agent {
         Agent {
             phase: Phase::Asleep,
             waiting: 0,
-            sent: now,
+            sent: (now, now),
             session: 0,
             memory: Memory::default(),
             held: None,
@@ -104,11 +116,24 @@ impl Agent {
             role,
             requests: Vec::new(),
             stopping: false,
-            pause: false,
+            dynamic: Dynamic::default(),
+            names: None,
             dirty: false,
             timer: 0,
             wake_at: None,
             why: Why::NotDecidedYet,
+        }
+    }
+
+    /// After a restart of the agent: what a running server has in force stays until the core decides otherwise.
+    pub(super) fn adopt_names(&mut self, running: &str) {
+        if self.names.is_none() {
+            let asynchronous = self.dynamic.synchronous == Synchronous::Off;
+            self.names = Some(match running {
+                "" if asynchronous => StandbyNames::Configured,
+                "" => StandbyNames::Managed(None),
+                names => StandbyNames::Managed(Some(names.to_owned())),
+            });
         }
     }
 
@@ -169,6 +194,11 @@ impl World {
             AgentEvent::Timeout { id } => {
                 if self.is_waiting(node, id) {
                     self.replied(node, None);
+                }
+            }
+            AgentEvent::Names { id, wanted } => {
+                if self.is_waiting(node, id) {
+                    self.names_seen(node, &wanted);
                 }
             }
             AgentEvent::PeersAt { id, whom, took } => self.poll(node, id, &whom, took),
@@ -235,7 +265,12 @@ impl World {
             agent.finished = Some((job, end));
         }
         agent.phase = Phase::Loading;
-        self.send(node, Op::Load);
+        let led = agent
+            .last
+            .as_ref()
+            .is_some_and(|cluster| !cluster.is_unlocked());
+        let latest = agent.held.is_none() && !led;
+        self.send(node, Op::Load { latest });
     }
 
     /// End of the turn: publish the member document, then sleep.
@@ -261,9 +296,14 @@ impl World {
                 Some(_) | None => PgState::Stopped,
             },
         };
+        let role = if agent.dynamic.standby_cluster && agent.held.is_some() && n.pg.recovery {
+            Role::StandbyLeader
+        } else {
+            agent.role
+        };
         let member = member(
             &n.name,
-            agent.role,
+            role,
             state,
             timeline,
             n.tags.clone(),
@@ -277,7 +317,7 @@ impl World {
 
     pub(super) fn sleep(&mut self, node: usize) {
         self.promise(node);
-        let now = self.now;
+        let now = self.local(node);
         self.order += 1;
         let token = self.order;
         let incarnation = self.nodes[node].incarnation;
@@ -302,7 +342,8 @@ impl World {
                 until = until.min(act_by);
             }
         }
-        self.moment(
+        self.local_moment(
+            node,
             until,
             Event::Agent {
                 node,

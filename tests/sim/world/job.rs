@@ -24,7 +24,7 @@ impl World {
     pub(super) fn start_job(&mut self, node: usize, job: Job) {
         self.order += 1;
         let id = self.order;
-        let since = self.now;
+        let since = self.local(node);
         if let Some(agent) = self.nodes[node].agent.as_mut() {
             agent.job = Some(Running {
                 id,
@@ -171,6 +171,11 @@ impl World {
                 }
             }
             Job::Clone { from } | Job::Replace { from, .. } => match self.source(node, &from) {
+                None if matches!(from, Upstream::Remote { .. }) && !self.rng.per_mille(50) => {
+                    let copy = self.remote.clone();
+                    self.nodes[node].pg.copy_of(&copy, from);
+                    self.finish(node, JobEnd::Done);
+                }
                 Some(source) if !self.rng.per_mille(50) => {
                     let copy = self.nodes[source].pg.clone();
                     self.nodes[node].pg.copy_of(&copy, from);
@@ -226,7 +231,7 @@ impl World {
             }
             return;
         }
-        if !self.core_alone && serve_until.is_none_or(|until| self.now >= until) {
+        if !self.core_alone && serve_until.is_none_or(|until| self.local(node) >= until) {
             self.finish(node, JobEnd::Failed("no authority to promote".to_owned()));
         } else {
             let millis = self.rng.between(10, 150);

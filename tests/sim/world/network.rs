@@ -1,79 +1,167 @@
-//! Messages between agents, the store and each other: delayed, lost, answered or not.
+//! Messages between agents, the store and each other: delayed, lost, answered or not, answered with an error, out of date.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use howdah::cluster::Member;
+use howdah::cluster::{Cluster, Member};
 use howdah::ha::decision::Asked;
 use howdah::ha::observation::{Outcome, Peer};
 use howdah::types::Moment;
 
 use super::agent::{AgentEvent, Phase};
 use super::{Event, RETRY, STOP_MARGIN, TTL, World};
-use crate::store::Op;
+use crate::store::{Dynamic, Op, Reply};
+
+/// What is wrong with the network and with the store's answers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Network {
+    /// Nobody reaches the store.
+    pub(crate) store_down: bool,
+    /// They do not reach the store.
+    pub(crate) cut_from_store: BTreeSet<usize>,
+    /// The store hears them and they do not hear the store.
+    pub(crate) unanswered: BTreeSet<usize>,
+    /// Their watch says nothing any more.
+    pub(crate) deaf: BTreeSet<usize>,
+    /// The first cannot open a connection to the second.
+    pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// Per mille of store messages lost.
+    pub(crate) loss: u64,
+    /// Per mille of store operations that end with an error that says nothing of what happened.
+    pub(crate) errors: u64,
+    /// The longest delay of a store message, in milliseconds, when it is more than usual.
+    pub(crate) delay: u64,
+}
+
+/// The copy that a watch has fed, since it stopped.
+#[derive(Debug, Clone)]
+pub(crate) struct Copy {
+    cluster: Cluster,
+    dynamic: Dynamic,
+    since: Moment,
+    /// The store client notices then.
+    until: Moment,
+}
 
 impl World {
-    pub(crate) fn reaches(&self, a: usize, b: usize) -> bool {
-        self.nodes[a].up && self.nodes[b].up && !self.cut.contains(&(a.min(b), a.max(b)))
+    /// The first can open a connection to the second.
+    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
+        self.nodes[from].up
+            && self.nodes[to].up
+            && !self.network.cut.contains(&(from, to))
+            && self.now >= self.nodes[from].halted_until
+            && self.now >= self.nodes[to].halted_until
     }
 
     pub(crate) fn notify_all(&mut self) {
         for node in 0..self.nodes.len() {
-            if self.nodes[node].up && !self.cut_from_store.contains(&node) && !self.store_down {
-                let delay = self.rng.between(1, 20);
-                let incarnation = self.nodes[node].incarnation;
-                self.at(
-                    delay,
-                    Event::Agent {
-                        node,
-                        incarnation,
-                        what: AgentEvent::Notified,
-                    },
-                );
+            let hears = self.nodes[node].up
+                && self.nodes[node].copy.is_none()
+                && !self.network.store_down
+                && !self.network.cut_from_store.contains(&node)
+                && !self.network.unanswered.contains(&node)
+                && !self.network.deaf.contains(&node);
+            if hears {
+                let delay = self.rng.between(1, 20.max(self.network.delay));
+                self.agent_at(node, delay, AgentEvent::Notified);
             }
         }
     }
 
-    /// Sends one operation to the store; the answer, or its timeout, comes as an event.
-    pub(super) fn send(&mut self, node: usize, op: Op) {
-        self.order += 1;
-        let id = self.order;
-        let now = self.now;
+    pub(super) fn agent_at(&mut self, node: usize, millis: u64, what: AgentEvent) {
         let incarnation = self.nodes[node].incarnation;
-        let Some(agent) = self.nodes[node].agent.as_mut() else {
-            return;
-        };
-        agent.waiting = id;
-        agent.sent = now;
-        let budget = agent.held.as_ref().map_or(RETRY, |held| {
+        self.at(
+            millis,
+            Event::Agent {
+                node,
+                incarnation,
+                what,
+            },
+        );
+    }
+
+    /// The watch of a node stops; what it shows grows old until the store's client notices.
+    pub(crate) fn stop_watch(&mut self, node: usize, millis: u64) {
+        self.nodes[node].copy = Some(Box::new(Copy {
+            cluster: self.store.cluster.clone(),
+            dynamic: self.store.dynamic,
+            since: self.now,
+            until: self.now + Duration::from_millis(millis),
+        }));
+    }
+
+    /// A reading that may be out of date, never older than what this node wrote itself.
+    fn recent(&mut self, node: usize) -> Option<Reply> {
+        let n = &mut self.nodes[node];
+        n.copy
+            .take_if(|copy| self.now >= copy.until || n.wrote >= copy.since);
+        let copy = n.copy.as_ref()?;
+        let session = n.agent.as_ref().map_or(0, |agent| agent.session);
+        Some(Reply {
+            outcome: Outcome::Done,
+            session,
+            cluster: copy.cluster.clone(),
+            dynamic: copy.dynamic,
+        })
+    }
+
+    /// How long the store may take with an answer: less when PostgreSQL must be stopped earlier.
+    fn budget(&self, node: usize) -> Duration {
+        let now = self.local(node);
+        let held = self.nodes[node]
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.held.as_ref());
+        held.map_or(RETRY, |held| {
             let act_by = Moment(held.expires.0.saturating_sub(STOP_MARGIN));
             if act_by > now {
                 RETRY.min(act_by.since(now))
             } else {
                 Duration::from_millis(200)
             }
-        });
-        let timeout = u64::try_from(budget.as_millis()).unwrap_or(0).max(1);
-        self.at(
-            timeout,
-            Event::Agent {
-                node,
-                incarnation,
-                what: AgentEvent::Timeout { id },
-            },
-        );
-        let (cut, loss) = (
-            self.cut_from_store.contains(&node) || self.store_down,
-            self.loss,
-        );
-        if cut || self.rng.per_mille(loss) {
+        })
+    }
+
+    /// Sends one operation to the store; the answer, or its timeout, comes as an event.
+    pub(super) fn send(&mut self, node: usize, op: Op) {
+        self.order += 1;
+        let id = self.order;
+        let timeout = u64::try_from(self.budget(node).as_millis())
+            .unwrap_or(0)
+            .max(1);
+        let (now, local) = (self.now, self.local(node));
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return;
+        };
+        agent.waiting = id;
+        agent.sent = (now, local);
+        if op == (Op::Load { latest: false })
+            && let Some(reply) = self.recent(node)
+        {
+            let reply = Box::new(reply);
+            self.agent_at(node, 1, AgentEvent::Reply { id, reply });
             return;
         }
-        let delay = if self.rng.per_mille(3) {
-            self.rng.between(100, 4000)
+        let network = &self.network;
+        let cut = network.cut_from_store.contains(&node) || network.store_down;
+        let (loss, errors) = (network.loss, network.errors);
+        let failed = self.rng.per_mille(errors);
+        let timeout = if failed {
+            self.rng.between(1, 10)
         } else {
-            self.rng.between(1, 4)
+            timeout
         };
-        let answered = !self.rng.per_mille(loss);
+        self.agent_at(node, timeout, AgentEvent::Timeout { id });
+        if cut || self.rng.per_mille(loss) || (failed && self.rng.per_mille(500)) {
+            return;
+        }
+        let delay = match self.network.delay {
+            0 if self.rng.per_mille(3) => self.rng.between(100, 4000),
+            0 => self.rng.between(1, 4),
+            most => self.rng.between(1, most),
+        };
+        let answered = !failed && !self.rng.per_mille(loss);
+        let incarnation = self.nodes[node].incarnation;
         self.at(
             delay,
             Event::Arrive {
@@ -94,7 +182,7 @@ impl World {
         op: Op,
         answered: bool,
     ) {
-        if self.store_down {
+        if self.network.store_down {
             return;
         }
         let known = self.nodes[node]
@@ -105,7 +193,7 @@ impl World {
         // Positions and heartbeats wake nobody.
         let told = |m: &Member| (m.state, m.role, m.timeline, m.tags.clone());
         let watched = match &op {
-            Op::Load | Op::Renew { .. } => false,
+            Op::Load { .. } | Op::Renew { .. } => false,
             Op::PutMember(new) => {
                 self.store.cluster.members.get(&name).map(told) != Some(told(new))
             }
@@ -116,24 +204,31 @@ impl World {
             | Op::HandOver { .. }
             | Op::Write { .. } => true,
         };
+        let reads = matches!(op, Op::Load { .. });
         let reply = self.store.apply(&name, known, op, self.now, TTL);
+        if let Some(detail) = self.store.overwrote.take() {
+            self.fail("S5 compare and set", detail);
+        }
         if watched && reply.outcome == Outcome::Done {
             self.notify_all();
         }
-        if answered && !self.cut_from_store.contains(&node) {
-            let delay = self.rng.between(1, 4);
+        let heard = !self.network.cut_from_store.contains(&node)
+            && !self.network.unanswered.contains(&node);
+        if answered && heard {
+            if !reads {
+                self.nodes[node].wrote = self.now;
+            }
+            let delay = self.rng.between(1, 4.max(self.network.delay / 4));
             let what = AgentEvent::Reply {
                 id,
                 reply: Box::new(reply),
             };
-            self.at(
-                delay,
-                Event::Agent {
-                    node,
-                    incarnation,
-                    what,
-                },
-            );
+            let late = Event::Agent {
+                node,
+                incarnation,
+                what,
+            };
+            self.at(delay, late);
         }
     }
 
@@ -145,15 +240,7 @@ impl World {
             agent.waiting = id;
         }
         let took = self.rng.between(1, 8);
-        let incarnation = self.nodes[node].incarnation;
-        self.at(
-            took,
-            Event::Agent {
-                node,
-                incarnation,
-                what: AgentEvent::PeersAt { id, whom, took },
-            },
-        );
+        self.agent_at(node, took, AgentEvent::PeersAt { id, whom, took });
     }
 
     /// The moment at which the questions arrive.
@@ -174,14 +261,6 @@ impl World {
                 answer,
             });
         }
-        let incarnation = self.nodes[node].incarnation;
-        self.at(
-            wait,
-            Event::Agent {
-                node,
-                incarnation,
-                what: AgentEvent::Peers { id, peers },
-            },
-        );
+        self.agent_at(node, wait, AgentEvent::Peers { id, peers });
     }
 }

@@ -1,5 +1,6 @@
 //! Nodes: a container with an agent, PostgreSQL and init's guard.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use howdah::cluster::Tags;
@@ -7,9 +8,15 @@ use howdah::ha::observation::{PeerAnswer, Process, Request};
 use howdah::types::{MemberName, Moment};
 
 use super::agent::{Agent, AgentEvent};
+use super::network::Copy;
+use super::replication::Sender;
 use super::{Event, GUARD_MARGIN, World};
+use crate::clock::Clock;
 use crate::postgres::{Pg, Server};
 use crate::rng::Rng;
+
+/// What init needs to run again after its container stood still.
+const INIT_WAKES: Duration = Duration::from_millis(50);
 
 pub(crate) struct Node {
     pub(crate) name: MemberName,
@@ -19,12 +26,25 @@ pub(crate) struct Node {
     pub(crate) up: bool,
     pub(super) incarnation: u32,
     pub(super) agent: Option<Box<Agent>>,
+    pub(crate) clock: Clock,
     /// The agent is frozen until then.
     pub(super) frozen_until: Moment,
+    /// The whole container is frozen until then.
+    pub(crate) halted_until: Moment,
+    /// What its watch showed last, while the watch has stopped unnoticed.
+    pub(super) copy: Option<Box<Copy>>,
+    /// When its last write was answered.
+    pub(super) wrote: Moment,
+    /// Its server's connections to standbys.
+    pub(super) senders: BTreeMap<usize, Sender>,
     pub(super) promise: Option<(Moment, u64)>,
     /// Until when this node could know that it leads; survives its agent.
     pub(crate) leads_until: Option<Moment>,
     pub(crate) slow: bool,
+    /// It is connected and receives nothing until then.
+    pub(crate) lags_until: Moment,
+    /// A switchover stopped its server, which has not run since.
+    pub(crate) switched_over: bool,
     /// When its position changed last.
     pub(crate) moved: Moment,
     /// When its server, its agent or its network changed last.
@@ -40,6 +60,9 @@ impl Node {
         if rng.per_mille(100) {
             tags.failover_priority = Some(2);
         }
+        if rng.per_mille(60) && index > 1 {
+            tags.nosync = Some(true);
+        }
         Node {
             name: MemberName::new(format!("n{index}")).expect("not empty"),
             pg: Pg::empty(),
@@ -47,10 +70,17 @@ impl Node {
             up: false,
             incarnation: 0,
             agent: None,
+            clock: Clock::new(rng),
             frozen_until: Moment(Duration::ZERO),
+            halted_until: Moment(Duration::ZERO),
+            copy: None,
+            wrote: Moment(Duration::ZERO),
+            senders: BTreeMap::new(),
             promise: None,
             leads_until: None,
             slow: rng.per_mille(200),
+            switched_over: false,
+            lags_until: Moment(Duration::ZERO),
             moved: Moment(Duration::ZERO),
             stable_since: Moment(Duration::ZERO),
         }
@@ -90,6 +120,7 @@ impl World {
         n.frozen_until = self.now;
         n.stable_since = self.now;
         n.agent = None;
+        n.copy = None;
         let incarnation = n.incarnation;
         self.at(
             delay + 1,
@@ -108,9 +139,8 @@ impl World {
         n.incarnation += 1;
         n.promise = None;
         n.pg.kill(false);
-        if let Server::Down { .. } = n.pg.server {
-            n.pg.server = Server::Down { crashed: false };
-        }
+        n.senders.clear();
+        n.halted_until = self.now;
         self.at(back, Event::Back { node });
     }
 
@@ -118,6 +148,46 @@ impl World {
         let until = self.now + Duration::from_millis(millis);
         self.nodes[node].frozen_until = until;
         self.nodes[node].stable_since = until;
+    }
+
+    /// The container stands still, with everything in it. For the moment that init needs to look at its clock afterwards nothing can be
+    /// promised of a primary; its first clients come later than that.
+    pub(crate) fn halt(&mut self, node: usize, millis: u64) {
+        let until = self.now + Duration::from_millis(millis);
+        let n = &mut self.nodes[node];
+        n.halted_until = n.halted_until.max(until + INIT_WAKES);
+        n.frozen_until = n.frozen_until.max(until);
+        n.stable_since = until;
+    }
+
+    /// Ends what makes it stand still.
+    pub(super) fn thaw(&mut self, node: usize) {
+        let now = self.now;
+        let n = &mut self.nodes[node];
+        n.copy = None;
+        n.lags_until = now;
+        n.frozen_until = n.frozen_until.min(now);
+        if now < n.halted_until {
+            n.halted_until = now + INIT_WAKES;
+            let due = n
+                .promise
+                .filter(|(until, _)| *until <= n.clock.read(now))
+                .map(|(_, token)| token);
+            if let Some(token) = due {
+                self.guard(node, token);
+            }
+        }
+    }
+
+    /// What the node's clock shows.
+    pub(super) fn local(&self, node: usize) -> Moment {
+        self.nodes[node].clock.read(self.now)
+    }
+
+    /// An event at a time by the node's clock.
+    pub(super) fn local_moment(&mut self, node: usize, shown: Moment, event: Event) {
+        let when = self.nodes[node].clock.when(shown);
+        self.moment(when, event);
     }
 
     pub(crate) fn ask_to_stop(&mut self, node: usize) {
@@ -168,11 +238,11 @@ impl World {
         let until = agent
             .held
             .as_ref()
-            .filter(|_| !agent.pause)
+            .filter(|_| !agent.dynamic.pause)
             .map(|held| Moment(held.expires.0.saturating_sub(GUARD_MARGIN)));
         let Some(until) = until else {
             // An agent that has just been restarted keeps the promise of the one before while a primary runs.
-            if agent.pause || !self.nodes[node].pg.accepts_writes() {
+            if agent.dynamic.pause || !self.nodes[node].pg.accepts_writes() {
                 self.nodes[node].promise = None;
             }
             return;
@@ -180,10 +250,15 @@ impl World {
         self.order += 1;
         let token = self.order;
         self.nodes[node].promise = Some((until, token));
-        self.moment(until, Event::Guard { node, token });
+        self.local_moment(node, until, Event::Guard { node, token });
     }
 
     pub(super) fn guard(&mut self, node: usize, token: u64) {
+        let thaw = Moment(self.nodes[node].halted_until.0.saturating_sub(INIT_WAKES));
+        if self.now < thaw {
+            self.moment(thaw, Event::Guard { node, token });
+            return;
+        }
         let n = &mut self.nodes[node];
         let due = n.promise.is_some_and(|(_, current)| current == token);
         if due && n.up && !self.core_alone {

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use howdah::ha::decision::{Job, StopMode, StopPurpose};
-use howdah::ha::observation::{JobEnd, Upstream};
+use howdah::ha::observation::{JobEnd, Outcome, StandbyNames, Upstream};
 use howdah::types::{Lsn, Role};
 
+use super::agent::{AgentEvent, Phase};
 use super::node::Node;
 use super::{Event, World};
 use crate::invariants;
@@ -18,6 +19,15 @@ pub(super) enum PgEvent {
     Checkpointed,
     Exited,
     Opened,
+    NamesTaken,
+}
+
+/// The value that a decision about `synchronous_standby_names` writes; the user of this world has configured none.
+fn text(names: Option<&StandbyNames>) -> String {
+    match names {
+        Some(StandbyNames::Managed(Some(names))) => names.clone(),
+        Some(StandbyNames::Managed(None) | StandbyNames::Configured) | None => String::new(),
+    }
 }
 
 impl World {
@@ -34,8 +44,13 @@ impl World {
     }
 
     pub(super) fn start_postgres(&mut self, node: usize) {
-        let now = self.now;
-        self.nodes[node].pg.begin_start(now);
+        let now = self.local(node);
+        let n = &mut self.nodes[node];
+        if let Some(agent) = &n.agent {
+            n.pg.names_on_disk = text(agent.names.as_ref());
+        }
+        n.senders.clear();
+        n.pg.begin_start(now);
         let slow = self.rng.per_mille(40);
         let millis = if slow {
             self.rng.between(4000, 15000)
@@ -62,6 +77,9 @@ impl World {
         match (self.nodes[node].pg.server, mode) {
             (Server::Down { .. }, _) => self.finish(node, JobEnd::Done),
             (Server::Up, StopMode::Fast) => {
+                if self.cancels_waiting && self.nodes[node].pg.accepts_writes() {
+                    self.cancel_waiting(node);
+                }
                 let slow = self.rng.per_mille(80);
                 let millis = if slow {
                     self.rng.between(3000, 9000)
@@ -85,12 +103,76 @@ impl World {
         }
     }
 
+    /// Planted: every waiting COMMIT is cancelled, and PostgreSQL reports success.
+    fn cancel_waiting(&mut self, node: usize) {
+        let end = self.nodes[node].pg.end;
+        self.nodes[node].pg.told = end;
+        invariants::acknowledged(self, node, end);
+    }
+
+    /// Writes `synchronous_standby_names` and has a running server read it.
+    pub(super) fn set_names(&mut self, node: usize, names: StandbyNames) {
+        let wanted = text(Some(&names));
+        self.order += 1;
+        let id = self.order;
+        let n = &mut self.nodes[node];
+        let Some(agent) = n.agent.as_mut() else {
+            return;
+        };
+        agent.names = Some(names);
+        agent.phase = Phase::SettingNames;
+        agent.waiting = id;
+        let mut seen = 1;
+        if n.pg.server == Server::Up {
+            n.pg.names_on_disk.clone_from(&wanted);
+            let takes = if self.rng.per_mille(40) {
+                self.rng.between(200, 1500)
+            } else {
+                self.rng.between(1, 40)
+            };
+            self.pg_at(node, takes, PgEvent::NamesTaken);
+            seen = (takes + 10).min(250);
+        }
+        self.agent_at(node, seen, AgentEvent::Names { id, wanted });
+    }
+
+    /// The agent has looked whether the value is in force.
+    pub(super) fn names_seen(&mut self, node: usize, wanted: &str) {
+        let pg = &self.nodes[node].pg;
+        let outcome = if pg.server != Server::Up || pg.names == wanted {
+            Outcome::Done
+        } else {
+            Outcome::Unknown
+        };
+        let server = self.nodes[node]
+            .agent
+            .as_ref()
+            .map(|agent| self.server_of(node, agent));
+        if let Some(agent) = self.nodes[node].agent.as_mut()
+            && let (Some(obs), Some(server)) = (agent.obs.as_mut(), server)
+        {
+            agent.phase = Phase::Deciding;
+            agent.waiting = 0;
+            obs.tried.names = Some(outcome);
+            obs.postgres = server;
+        }
+        self.decide(node);
+    }
+
     pub(super) fn pg_event(&mut self, node: usize, what: PgEvent) {
-        self.nodes[node].stable_since = self.now;
+        if !matches!(what, PgEvent::NamesTaken) {
+            self.nodes[node].stable_since = self.now;
+        }
         match what {
             PgEvent::Ready => {
                 self.nodes[node].pg.ready();
+                self.nodes[node].switched_over = false;
                 invariants::opened(self, node);
+            }
+            PgEvent::NamesTaken => {
+                let until = self.now + Duration::from_millis(self.rng.below(95));
+                self.nodes[node].pg.take_up_names(until);
+                return;
             }
             PgEvent::StartFailed => self.nodes[node].pg.kill(false),
             PgEvent::Opened => {
@@ -136,7 +218,8 @@ impl World {
                     let connected = o.pg.streaming
                         && matches!(&o.pg.follows, Some(Upstream::Member { name: n, .. }) if n == name);
                     if other != node && connected && self.reaches(node, other) {
-                        self.receive(other, node);
+                        let end = self.nodes[node].pg.end;
+                        self.receive(other, node, end);
                     }
                 }
                 self.nodes[node].pg.shut_down();

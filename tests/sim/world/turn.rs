@@ -1,6 +1,6 @@
 //! A turn: decide, act, take the outcome into the picture, decide again.
 
-use howdah::ha::decision::{Step, Why, Write};
+use howdah::ha::decision::{Job, Step, StopPurpose, Why, Write};
 use howdah::ha::observation::{JobEnd, Outcome, StoreView};
 use howdah::types::{Lsn, Moment, Role};
 
@@ -48,7 +48,7 @@ fn brief(step: &Step) -> String {
 
 impl World {
     pub(super) fn replied(&mut self, node: usize, reply: Option<Box<Reply>>) {
-        let now = self.now;
+        let now = self.local(node);
         let Some(agent) = self.nodes[node].agent.as_mut() else {
             return;
         };
@@ -56,16 +56,18 @@ impl World {
         if let Some(reply) = &reply {
             agent.session = reply.session;
             agent.heard = Some(now);
-            agent.pause = reply.pause;
             agent.last = Some(reply.cluster.clone());
         }
         let sent = agent.sent;
         match std::mem::replace(&mut agent.phase, Phase::Deciding) {
-            Phase::Asleep | Phase::Asking | Phase::Deciding => {}
+            Phase::Asleep | Phase::Asking | Phase::Deciding | Phase::SettingNames => {}
             Phase::Publishing => self.sleep(node),
             Phase::Loading => {
                 let store = match reply {
-                    Some(reply) => StoreView::Fresh(reply.cluster),
+                    Some(reply) => {
+                        agent.dynamic = reply.dynamic;
+                        StoreView::Fresh(reply.cluster)
+                    }
                     None => StoreView::Silent {
                         since: agent.heard,
                         last: agent.last.clone().map(Box::new),
@@ -79,6 +81,7 @@ impl World {
                     } else {
                         Role::Primary
                     };
+                    agent.adopt_names(&pg.names);
                 }
                 let obs = self.observe(node, store);
                 if let Some(agent) = self.nodes[node].agent.as_mut() {
@@ -86,8 +89,17 @@ impl World {
                 }
                 self.decide(node);
             }
-            Phase::Acting(step) => {
-                self.acted(node, step, reply, sent);
+            Phase::Acting(step) => self.acted(node, step, reply, sent),
+            Phase::LookingAgain => {
+                if let Some(obs) = agent.obs.as_mut() {
+                    obs.store = match reply {
+                        Some(reply) => StoreView::Fresh(reply.cluster),
+                        None => StoreView::Silent {
+                            since: agent.heard,
+                            last: agent.last.clone().map(Box::new),
+                        },
+                    };
+                }
                 self.decide(node);
             }
         }
@@ -99,13 +111,12 @@ impl World {
         node: usize,
         step: Step,
         reply: Option<Box<Reply>>,
-        sent: Moment,
+        (sent, shown): (Moment, Moment),
     ) {
         let outcome = reply
             .as_ref()
             .map_or(Outcome::Unknown, |reply| reply.outcome);
-        let name = self.nodes[node].name.clone();
-        let expires = sent + TTL;
+        let expires = shown + TTL;
         let mut planned = None;
         {
             let Some(agent) = self.nodes[node].agent.as_mut() else {
@@ -116,7 +127,6 @@ impl World {
             };
             if let Some(reply) = &reply {
                 obs.store = StoreView::Fresh(reply.cluster.clone());
-                obs.settings.pause = reply.pause;
             }
             match &step {
                 Step::Acquire | Step::Adopt | Step::Take | Step::Renew => {
@@ -129,10 +139,11 @@ impl World {
                     if outcome == Outcome::Done {
                         agent.held = Some(Held {
                             session: agent.session,
-                            sent,
+                            sent: shown,
                             expires,
                         });
-                        self.nodes[node].leads_until = Some(expires);
+                        obs.tried.renew = Some(outcome);
+                        self.nodes[node].leads_until = Some(sent + TTL);
                         self.nodes[node].pg.newborn = false;
                     }
                 }
@@ -142,8 +153,10 @@ impl World {
                 }
                 Step::HandOver { to, .. } => {
                     obs.tried.hand_over = Some(outcome);
-                    if outcome == Outcome::Done {
+                    if outcome != Outcome::Refused {
                         agent.held = None;
+                    }
+                    if outcome == Outcome::Done {
                         planned = Some(to.clone());
                     }
                 }
@@ -169,14 +182,25 @@ impl World {
         if step == Step::Acquire && outcome == Outcome::Done {
             invariants::won(self, node);
         }
-        let _ = name;
         self.promise(node);
+        let rereads = match step {
+            Step::Renew | Step::Reload => false,
+            _ => reply.is_none(),
+        };
+        if rereads {
+            if let Some(agent) = self.nodes[node].agent.as_mut() {
+                agent.phase = Phase::LookingAgain;
+            }
+            self.send(node, Op::Load { latest: true });
+        } else {
+            self.decide(node);
+        }
     }
 
     /// Asks the core until it rests or something has to be waited for.
     pub(super) fn decide(&mut self, node: usize) {
         loop {
-            let now = self.now;
+            let now = self.local(node);
             let core = self.core;
             let Some(agent) = self.nodes[node].agent.as_mut() else {
                 return;
@@ -237,7 +261,7 @@ impl World {
             }
             // Nobody in these worlds has failsafe mode.
             Step::AskFailsafe { .. } => return true,
-            Step::Reload => Op::Load,
+            Step::Reload => Op::Load { latest: true },
             Step::Renew => Op::Renew {
                 session,
                 publish: pg_end,
@@ -268,6 +292,20 @@ impl World {
                 return true;
             }
             Step::Start(job) => {
+                let paused = self.nodes[node]
+                    .agent
+                    .as_ref()
+                    .is_some_and(|agent| agent.dynamic.pause);
+                if let Job::Stop {
+                    purpose: StopPurpose::Switchover,
+                    ..
+                } = job
+                {
+                    self.nodes[node].switched_over = true;
+                }
+                if paused && self.store.dynamic.pause {
+                    invariants::begun_in_pause(self, node, job);
+                }
                 self.start_job(node, job.clone());
                 return self.violation.is_none();
             }
@@ -299,7 +337,11 @@ impl World {
                 }
                 return true;
             }
-            Step::ResumeReplay | Step::ArmWatchdog | Step::SetSynchronousNames(_) => return true,
+            Step::SetSynchronousNames(names) => {
+                self.set_names(node, names.clone());
+                return false;
+            }
+            Step::ResumeReplay | Step::ArmWatchdog => return true,
             Step::Answer { .. } => {
                 if let Some(agent) = self.nodes[node].agent.as_mut() {
                     agent.requests.remove(0);
@@ -311,7 +353,9 @@ impl World {
             }
             Step::Exit { .. } => {
                 let back = self.rng.between(500, 4000);
-                if !self.store.pause && !matches!(self.nodes[node].pg.server, Server::Down { .. }) {
+                if !self.store.dynamic.pause
+                    && !matches!(self.nodes[node].pg.server, Server::Down { .. })
+                {
                     self.say(|| format!("n{node}: the container ends PostgreSQL"));
                 }
                 self.kill_container(node, back);

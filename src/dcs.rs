@@ -8,11 +8,15 @@
 
 #[cfg(feature = "consul")]
 pub mod consul;
-#[cfg(feature = "consul")]
+#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 mod copy;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 #[cfg(feature = "etcd3")]
 pub mod etcd3;
-#[cfg(feature = "consul")]
+#[cfg(any(feature = "etcd", feature = "etcd3"))]
+mod etcd_hosts;
+#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 mod http;
 pub mod keys;
 pub mod memory;
@@ -20,8 +24,15 @@ pub mod news;
 mod open;
 #[cfg(feature = "raft")]
 pub mod raft;
-#[cfg(any(feature = "etcd3", feature = "consul"))]
+#[cfg(any(
+    feature = "consul",
+    feature = "etcd",
+    feature = "etcd3",
+    feature = "zookeeper"
+))]
 mod tls;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 pub use open::{open, open_client};
 

@@ -228,7 +228,7 @@ impl Consul {
             revision,
             session: session.map(str::to_owned),
         };
-        self.copy.wrote(relative, stored);
+        self.copy.wrote(relative, Some(stored), revision);
     }
 
     /// A new session in place of the one there was.

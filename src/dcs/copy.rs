@@ -110,18 +110,22 @@ impl Copy {
         }
     }
 
-    /// What this node has written itself: readers of the copy see it at once, and no older read undoes it.
-    pub(super) fn wrote(&self, relative: &str, stored: Stored) {
+    /// What this node has written (`None`: deleted) itself as change `index`: readers of the copy see it at once, and no older
+    /// read undoes it.
+    pub(super) fn wrote(&self, relative: &str, stored: Option<Stored>, index: u64) {
         let mut state = self.state();
-        state.wanted = state.wanted.max(stored.revision);
-        let known = state.keys.get(relative).map_or(0, |known| known.revision);
-        if known < stored.revision {
-            let news = self.is_news(&state, relative, Some(&stored));
-            state.keys.insert(relative.to_owned(), stored);
-            drop(state);
-            if news {
-                self.announce();
-            }
+        if index <= state.index || index <= state.wanted {
+            return;
+        }
+        state.wanted = index;
+        let news = self.is_news(&state, relative, stored.as_ref());
+        match stored {
+            Some(stored) => state.keys.insert(relative.to_owned(), stored),
+            None => state.keys.remove(relative),
+        };
+        drop(state);
+        if news {
+            self.announce();
         }
     }
 
@@ -187,12 +191,15 @@ mod tests {
         let copy = Copy::new(None);
         copy.set_alive(true);
         copy.replace(contents("{\"a\":1}", 3), 3, false);
-        copy.wrote("config", stored("{\"a\":2}", 7));
+        copy.wrote("config", Some(stored("{\"a\":2}", 7)), 7);
         copy.replace(contents("{\"a\":1}", 3), 5, false);
         let seen = copy.recent_key("config", LONG).unwrap();
         assert_eq!(seen, stored("{\"a\":2}", 7));
         copy.replace(contents("{\"a\":3}", 9), 9, false);
         assert_eq!(copy.recent_key("config", LONG).unwrap().revision, 9);
+        copy.wrote("config", None, 12);
+        copy.replace(contents("{\"a\":3}", 9), 11, false);
+        assert_eq!(copy.recent_key("config", LONG), None);
     }
 
     #[test]
@@ -221,9 +228,9 @@ mod tests {
     fn own_member_documents_wake_nobody() {
         let copy = Copy::new(MemberName::new("me").ok());
         let mut changes = copy.changes();
-        copy.wrote("members/me", stored("{\"state\":\"running\"}", 1));
+        copy.wrote("members/me", Some(stored("{\"state\":\"running\"}", 1)), 1);
         assert!(!changes.has_changed().unwrap());
-        copy.wrote("leader", stored("other", 2));
+        copy.wrote("leader", Some(stored("other", 2)), 2);
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
     }

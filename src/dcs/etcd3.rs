@@ -6,9 +6,7 @@
 //!
 //! A write that was not answered is not repeated; what it wrote is read back once if there is time, and is unknown otherwise.
 
-mod address;
 mod pool;
-mod srv;
 mod transport;
 mod watcher;
 
@@ -24,8 +22,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::pool::{Failure, Kind, Pool, Timings};
-use self::srv::Srv;
 use self::watcher::{Cache, model_revision};
+use super::etcd_hosts::address;
+use super::etcd_hosts::srv::Srv;
 use super::keys::{self, Keys};
 use super::tls::{self, Trust};
 use super::{

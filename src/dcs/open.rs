@@ -16,6 +16,8 @@ pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> 
             &identity,
             &consul_settings(section, &config.scope),
         )?),
+        #[cfg(feature = "etcd")]
+        DcsSection::Etcd(section) => Ok(super::etcd::connect(&identity, &etcd_settings(section))?),
         #[cfg(feature = "etcd3")]
         DcsSection::Etcd3(section) => {
             Ok(super::etcd3::connect(&identity, &etcd3_settings(section))?)
@@ -25,6 +27,16 @@ pub async fn open(config: &Config, identity: Identity) -> anyhow::Result<Store> 
             let settings = super::raft::Settings::from_section(section, &config.base_path());
             super::raft::open(settings, &identity).await
         }
+        #[cfg(feature = "zookeeper")]
+        DcsSection::Zookeeper(section) => Ok(super::zookeeper::connect(
+            &identity,
+            &zookeeper_settings(section),
+        )?),
+        #[cfg(feature = "zookeeper")]
+        DcsSection::Exhibitor(section) => Ok(super::zookeeper::exhibitor::connect(
+            &identity,
+            &exhibitor_settings(section),
+        )?),
         other => bail!(
             "the store {:?} is not supported by this build; use consul, etcd3 or raft",
             other.name()
@@ -43,6 +55,8 @@ pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store
             identity,
             &consul_settings(section, &config.scope),
         )?),
+        #[cfg(feature = "etcd")]
+        DcsSection::Etcd(section) => Ok(super::etcd::connect(identity, &etcd_settings(section))?),
         #[cfg(feature = "etcd3")]
         DcsSection::Etcd3(section) => {
             Ok(super::etcd3::connect(identity, &etcd3_settings(section))?)
@@ -57,10 +71,39 @@ pub fn open_client(config: &Config, identity: &Identity) -> anyhow::Result<Store
                 identity,
             ))
         }
+        #[cfg(feature = "zookeeper")]
+        DcsSection::Zookeeper(section) => Ok(super::zookeeper::connect(
+            identity,
+            &zookeeper_settings(section),
+        )?),
+        #[cfg(feature = "zookeeper")]
+        DcsSection::Exhibitor(section) => Ok(super::zookeeper::exhibitor::connect(
+            identity,
+            &exhibitor_settings(section),
+        )?),
         other => bail!(
             "the store {:?} is not supported by this build; use consul, etcd3 or raft",
             other.name()
         ),
+    }
+}
+
+#[cfg(feature = "etcd")]
+fn etcd_settings(section: &crate::config::Etcd) -> super::etcd::Settings {
+    super::etcd::Settings {
+        hosts: section.endpoints.clone(),
+        srv: section.srv.clone(),
+        srv_suffix: section.srv_suffix.clone(),
+        protocol: if section.https { "https" } else { "http" }.to_owned(),
+        username: section.username.clone(),
+        password: section
+            .password
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        cacert: section.tls.cacert.clone(),
+        cert: section.tls.cert.clone(),
+        key: section.tls.key.clone(),
+        use_proxies: section.use_proxies,
     }
 }
 
@@ -106,5 +149,32 @@ fn consul_settings(section: &crate::config::Consul, scope: &str) -> super::consu
                 check_interval: section.service_check_interval.clone(),
                 check_tls_server_name: section.service_check_tls_server_name.clone(),
             }),
+    }
+}
+
+#[cfg(feature = "zookeeper")]
+fn zookeeper_settings(section: &crate::config::Zookeeper) -> super::zookeeper::Settings {
+    let auth = section.auth_data.iter();
+    super::zookeeper::Settings {
+        hosts: section.hosts.clone(),
+        use_ssl: section.use_ssl,
+        verify: section.verify,
+        cacert: section.tls.cacert.clone(),
+        cert: section.tls.cert.clone(),
+        key: section.tls.key.clone(),
+        set_acls: section.set_acls.clone().into_iter().collect(),
+        auth_data: auth
+            .map(|(scheme, credential)| (scheme.clone(), credential.expose().to_owned()))
+            .collect(),
+    }
+}
+
+#[cfg(feature = "zookeeper")]
+fn exhibitor_settings(section: &crate::config::Exhibitor) -> super::zookeeper::exhibitor::Settings {
+    super::zookeeper::exhibitor::Settings {
+        hosts: section.hosts.clone(),
+        port: section.port,
+        poll_interval: section.poll_interval,
+        zookeeper: zookeeper_settings(&section.zookeeper),
     }
 }

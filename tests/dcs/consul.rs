@@ -64,6 +64,11 @@ impl Backend for OneServer {
         }))
     }
 
+    /// Every write of its single server goes to the disk on its own.
+    fn at_once(&self) -> usize {
+        12
+    }
+
     fn own_cases(&self) -> Vec<Case> {
         if self.consul.certificate("ca.pem").is_some() {
             return own![

@@ -182,6 +182,12 @@ impl Etcd {
         format!("127.0.0.1:{}", self.nodes[index].port)
     }
 
+    /// `host:port` of a node without TLS.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn admin_address(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[index].admin_port)
+    }
+
     pub(crate) fn addresses(&self) -> Vec<String> {
         (0..self.nodes.len())
             .map(|index| self.address(index))

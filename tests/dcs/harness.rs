@@ -17,6 +17,11 @@ pub(crate) trait Backend {
     /// A fresh cluster for one case.
     async fn harness(&self, case: &str) -> anyhow::Result<Box<dyn Harness>>;
 
+    /// How many cases its server can bear at a time.
+    fn at_once(&self) -> usize {
+        1000
+    }
+
     /// Cases of this store alone.
     fn own_cases(&self) -> Vec<Case> {
         Vec::new()

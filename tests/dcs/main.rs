@@ -1,8 +1,8 @@
 //! One suite for every store: `cargo test --test dcs [filter]`, the filter matching `store case` (`"etcd3 renew"`).
 //!
 //! To register a store: a file beside this one with a `Backend`, and a line in `backends`. Each case gets a cluster of its own,
-//! all cases of all stores run at the same time, and a table store × case ends the run. A store whose server cannot be started
-//! is reported as "not run", which is a failure.
+//! many cases of all stores run at the same time, and a table store × case ends the run. A store whose server cannot be started is
+//! reported as "not run", which is a failure.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,19 +13,25 @@
 mod consul;
 #[cfg(feature = "consul")]
 mod consul_server;
+#[cfg(all(feature = "etcd", feature = "etcd3"))]
+mod etcd;
 #[cfg(feature = "etcd3")]
 mod etcd3;
 #[cfg(feature = "etcd3")]
 mod etcd_server;
 mod harness;
 mod memory;
-#[cfg(any(feature = "etcd3", feature = "consul"))]
+#[cfg(any(feature = "consul", feature = "etcd3", feature = "zookeeper"))]
 mod proxy;
 #[cfg(feature = "raft")]
 mod raft;
-#[cfg(any(feature = "etcd3", feature = "consul"))]
+#[cfg(any(feature = "consul", feature = "etcd3", feature = "zookeeper"))]
 mod server;
 mod suite;
+#[cfg(feature = "zookeeper")]
+mod zookeeper;
+#[cfg(feature = "zookeeper")]
+mod zookeeper_server;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -33,6 +39,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use harness::{Backend, Case};
+use tokio::sync::Semaphore;
 
 /// Every store that is checked.
 async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
@@ -42,6 +49,10 @@ async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
         ("consul", consul::plain().await),
         #[cfg(feature = "consul")]
         ("consul-tls", consul::secured().await),
+        #[cfg(all(feature = "etcd", feature = "etcd3"))]
+        ("etcd", etcd::plain().await),
+        #[cfg(all(feature = "etcd", feature = "etcd3"))]
+        ("etcd-tls", etcd::secured().await),
         #[cfg(feature = "etcd3")]
         ("etcd3", etcd3::plain().await),
         #[cfg(feature = "etcd3")]
@@ -50,8 +61,16 @@ async fn backends() -> Vec<(&'static str, anyhow::Result<Rc<dyn Backend>>)> {
         ("raft", Ok(raft::Raft::of(3))),
         #[cfg(feature = "raft")]
         ("raft-client", Ok(raft::Raft::of(1))),
+        #[cfg(feature = "zookeeper")]
+        ("zookeeper", zookeeper::plain().await),
+        #[cfg(feature = "zookeeper")]
+        ("zookeeper-tls", zookeeper::secured().await),
     ]
 }
+
+/// Cases that run at the same time, over all stores: they share one thread and the machine with their servers, and they have
+/// deadlines of seconds.
+const AT_ONCE: usize = 64;
 
 /// No case may take longer, whatever it waits for.
 const CASE_LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +110,7 @@ struct Line {
 async fn run(filter: &str) -> Vec<Line> {
     let mut running = Vec::new();
     let mut lines = Vec::new();
+    let all_turns = Rc::new(Semaphore::new(AT_ONCE));
     let wanted = |store: &str, case: &str| format!("{store} {case}").contains(filter);
     for (store, backend) in backends().await {
         let backend = match backend {
@@ -105,9 +125,13 @@ async fn run(filter: &str) -> Vec<Line> {
             }
         };
         let cases: Vec<Case> = [suite::cases(), backend.own_cases()].concat();
+        let turns = Rc::new(Semaphore::new(backend.at_once()));
         for case in cases.into_iter().filter(|case| wanted(store, case.name)) {
             let backend = Rc::clone(&backend);
+            let (turns, all_turns) = (Rc::clone(&turns), Rc::clone(&all_turns));
             let task = tokio::task::spawn_local(async move {
+                let _turn = turns.acquire().await?;
+                let _any_turn = all_turns.acquire().await?;
                 let harness = backend.harness(case.name).await?;
                 if case.needs_sessions && !harness.has_sessions() {
                     return Ok("does not apply: no sessions");

@@ -19,11 +19,11 @@ use tokio::sync::Notify;
 use tonic::Code;
 use tonic::codegen::http::Uri;
 
-use super::srv::{self, Srv};
 use super::transport::{self, Patience};
 use super::unpoisoned;
 use crate::clock;
 use crate::dcs::DcsError;
+use crate::dcs::etcd_hosts::srv::{self, Srv};
 use crate::types::Moment;
 
 /// Why there is no answer, or only a negative one.

@@ -11,11 +11,11 @@ use tokio::net::UdpSocket;
 
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Srv {
+pub(crate) struct Srv {
     /// The domain, as in `_etcd-client._tcp.<domain>`.
-    pub(super) domain: String,
+    pub(crate) domain: String,
     /// Appended to the service's name after a dash.
-    pub(super) suffix: Option<String>,
+    pub(crate) suffix: Option<String>,
 }
 
 /// The services in the order in which they are tried, and what their targets speak.
@@ -30,7 +30,7 @@ const SERVICES: [(&str, &str); 4] = [
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The URLs behind the first service that has any; empty when none has, or nobody answers.
-pub(super) async fn urls(srv: &Srv) -> Vec<String> {
+pub(crate) async fn urls(srv: &Srv) -> Vec<String> {
     let servers = name_servers(
         &tokio::fs::read_to_string("/etc/resolv.conf")
             .await

@@ -1,7 +1,7 @@
 //! From the hosts that people configure to the URLs of nodes. Pure text, no lookup.
 
 use anyhow::{Context, bail, ensure};
-use tonic::codegen::http::Uri;
+use hyper::Uri;
 
 /// The port of etcd's client API.
 const PORT: u16 = 2379;
@@ -10,7 +10,7 @@ const PORT: u16 = 2379;
 ///
 /// # Errors
 /// No host at all, or one that is no address.
-pub(super) fn urls(hosts: &[String], protocol: &str) -> anyhow::Result<Vec<String>> {
+pub(crate) fn urls(hosts: &[String], protocol: &str) -> anyhow::Result<Vec<String>> {
     let scheme = if protocol.is_empty() {
         "http"
     } else {
@@ -18,16 +18,16 @@ pub(super) fn urls(hosts: &[String], protocol: &str) -> anyhow::Result<Vec<Strin
     };
     ensure!(
         matches!(scheme, "http" | "https"),
-        "etcd3: protocol must be http or https, not {scheme:?}"
+        "etcd: protocol must be http or https, not {scheme:?}"
     );
     let urls = hosts
         .iter()
         .flat_map(|host| host.split(','))
         .map(str::trim)
         .filter(|host| !host.is_empty())
-        .map(|host| url(host, scheme).with_context(|| format!("etcd3: {host:?} is not an address")))
+        .map(|host| url(host, scheme).with_context(|| format!("etcd: {host:?} is not an address")))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    ensure!(!urls.is_empty(), "etcd3: no host is configured");
+    ensure!(!urls.is_empty(), "etcd: no host is configured");
     Ok(urls)
 }
 

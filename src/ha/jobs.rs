@@ -161,7 +161,9 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             }
             PASS
         }
-        Job::StartPrimary { .. } if !done && turn.leads && obs.tried.release.is_none() => {
+        Job::StartPrimary { .. }
+            if !done && turn.leads && obs.tried.release.is_none() && !turn.paused() =>
+        {
             super::recovery::start_failed(turn, cluster)
         }
         Job::StartStandby { .. }

@@ -269,6 +269,8 @@ pub(super) fn promote(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
         return choice;
     }
     debug_assert!(turn.leads && matches!(turn.obs.postgres.process, Process::Up));
+    // A comparison with an earlier leader says nothing of what is written here from now on.
+    turn.memory.compared_with = None;
     let why = match turn.obs.tried.acquire {
         Some(Outcome::Done) => Why::PromotedByAcquiring,
         None | Some(Outcome::Refused | Outcome::Unknown) => Why::PromotedWithLock,

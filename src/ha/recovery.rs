@@ -229,6 +229,7 @@ fn down_leading(turn: &mut Turn<'_>, cluster: &Cluster, crashed: bool) -> (Step,
         } else {
             timeout
         };
+        turn.memory.compared_with = None;
         return (
             Step::Start(Job::StartPrimary { timeout }),
             Why::RestartingInPlace { crashed },

@@ -193,6 +193,7 @@ pub(super) fn after_stop(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         return Some(choice);
     }
     turn.memory.switching = false;
+    turn.memory.compared_with = None;
     let timeout = turn.obs.settings.primary_start_timeout;
     Some((
         Step::Start(Job::StartPrimary { timeout }),

@@ -129,7 +129,7 @@ tier form 15m bash -c form
 tier unit 15m cargo test --locked --lib --bins
 has tidy && tier tidy 5m cargo test --locked --test tidy
 has stories && tier stories 5m cargo test --locked --test stories
-has sim && tier sim 20m env HOWDAH_SIM_SEEDS="${HOWDAH_SIM_SEEDS:-10000}" cargo test --locked --profile fast --test sim
+has sim && tier sim 20m env HOWDAH_SIM_SEEDS="${HOWDAH_SIM_SEEDS:-600}" cargo test --locked --profile fast --test sim
 has pid1 && tier pid1 10m cargo test --locked --test pid1
 has dcs && tier dcs 15m cargo test --locked --test dcs
 has postgres && tier postgres 15m cargo test --locked --test postgres

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use world::{Core, World};
 
-/// Seeds of a run without a number; `make test` asks for 10,000 of the optimised build.
+/// Seeds of a run without a number; `make test` asks for more, of the optimised build.
 const SEEDS: u64 = 300;
 
 /// A worker that has found so many broken rules ends.

@@ -517,6 +517,8 @@ pub enum Why {
     CommitsWait,
     /// The synchronous state could not be written before the promotion.
     PromotionPostponed,
+    /// The server has not taken up what its commits shall wait for.
+    NamesNotInForce,
     /// Not a synchronous standby.
     NotSynchronous,
     /// Too few of the voters are known not to be ahead.
@@ -818,6 +820,9 @@ impl fmt::Display for Why {
             Why::ConfirmingLease => f.write_str("renewing the lock before synchronous_standby_names is changed"),
             Why::CommitsWait => f.write_str(
                 "no active replication connections from members and synchronous_mode_strict is requested; commits are delayed",
+            ),
+            Why::NamesNotInForce => f.write_str(
+                "Postponing promotion until synchronous_standby_names is in force",
             ),
             Why::PromotionPostponed => {
                 f.write_str("Postponing promotion because synchronous replication state was updated by somebody else")

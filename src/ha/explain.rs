@@ -648,6 +648,10 @@ fn read(why: &Why, now: Moment) -> Reading {
             "it holds the leader key and its promotion waits for the synchronous state",
             "the store to accept the synchronous state",
         ),
+        Why::NamesNotInForce => waiting(
+            "it holds the leader key and its promotion waits for synchronous_standby_names",
+            "PostgreSQL to take up what its commits shall wait for",
+        ),
         Why::NotSynchronous => waiting(
             "it is no synchronous standby and may lack acknowledged commits",
             "a synchronous standby to lead",

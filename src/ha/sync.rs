@@ -403,10 +403,18 @@ pub(super) fn before_promotion(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice
         }
         Style::Quorum => covering(turn, cluster, &mode),
     };
-    if turn.obs.postgres.standby_names == Some(StandbyNames::Managed(names.clone())) {
+    if turn.obs.postgres.standby_names != Some(StandbyNames::Managed(names.clone())) {
+        return Some(assign(StandbyNames::Managed(names)));
+    }
+    // What is in the files and not yet in force would let the first commits of the new primary through.
+    let running = turn.obs.postgres.replication.as_ref();
+    let in_force =
+        running.is_none_or(|running| running.names == names.as_deref().unwrap_or_default());
+    if in_force {
         return PASS;
     }
-    Some(assign(StandbyNames::Managed(names)))
+    turn.wake_in(50);
+    Some((Step::Rest, Why::NamesNotInForce))
 }
 
 /// Before a primary is started where it stands: what it will require of commits must go with what is published.

@@ -252,6 +252,11 @@ impl Picture {
             "config" => self.cluster.config = None,
             "sync" => self.published(rest)?,
             "names" => self.names(rest),
+            "force" => {
+                if let Some(running) = &mut self.obs.postgres.replication {
+                    running.names = rest.join(" ");
+                }
+            }
             "standby" => self.standby(rest)?,
             "optime" => self.cluster.status.optime = Lsn(number(rest.first().ok_or("where?")?)?),
             "request" => self.failover(rest)?,

@@ -8,12 +8,7 @@ use crate::world::World;
 /// A node that has read that the cluster is paused begins this.
 pub(crate) fn begun_in_pause(world: &mut World, node: usize, job: &Job) {
     let name = &world.nodes[node].name;
-    let named = world
-        .store
-        .cluster
-        .failover
-        .as_ref()
-        .is_some_and(|request| request.candidate.as_ref() == Some(name));
+    let named = world.nodes[node].is_named(name);
     let asked = match job {
         Job::Restart { .. } => true,
         Job::Replace { because, .. } => *because == ReplaceReason::Requested,

@@ -6,7 +6,9 @@ pub(super) fn promoted(world: &mut World, node: usize) {
     let Some((old, to)) = world.planned.take() else {
         return;
     };
-    if world.nodes[node].name == to && !old.is_prefix_of(&world.nodes[node].pg) {
+    // A leader that has just opened a timeline of a number that its candidate has opened, too, cannot tell until its history is written.
+    let twins = old.has_twin_timeline(&world.nodes[node].pg);
+    if world.nodes[node].name == to && !twins && !old.is_prefix_of(&world.nodes[node].pg) {
         world.fail(
             "planned switchover",
             format!(

@@ -106,6 +106,17 @@ impl Node {
             .map_or_else(|| "no agent".to_owned(), |agent| agent.why.to_string())
     }
 
+    /// The request for a change of the leader names it, as far as its agent knows.
+    pub(crate) fn is_named(&self, name: &MemberName) -> bool {
+        let cluster = self
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.obs.as_ref())
+            .and_then(|obs| obs.cluster());
+        let request = cluster.and_then(|cluster| cluster.failover.as_ref());
+        request.is_some_and(|request| request.candidate.as_ref() == Some(name))
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.pg.process() == Process::Up
     }

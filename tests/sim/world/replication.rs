@@ -102,7 +102,10 @@ impl World {
         let (pg, remote) = (&mut self.nodes[node].pg, &self.remote);
         pg.streaming = pg.is_prefix_of(remote);
         if pg.streaming {
-            pg.receive(remote, remote.end);
+            if pg.end < remote.end {
+                self.nodes[node].moved = self.now;
+            }
+            self.nodes[node].pg.receive(&self.remote, self.remote.end);
         }
     }
 

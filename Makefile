@@ -8,7 +8,7 @@ export PG_MAJOR
 # The etcd client's build needs protoc; asked only by what compiles.
 COMPILE = PROTOC="$$(docker/protoc.sh)"; export PROTOC;
 
-.PHONY: help image images demo demo-down test bench chaos sim fmt lint readme binary
+.PHONY: help image images stores demo demo-down test bench chaos sim fmt lint readme binary
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,12 @@ images: image
 	@docker/image.sh etcd
 	@docker/image.sh haproxy
 
-demo: images ## Three members and a proxy on this machine; DEMO=etcd for an external store
+stores: ## The images of the other stores, for bench
+	@docker/image.sh consul
+	@docker/image.sh zookeeper
+
+demo: images ## Three members and a proxy on this machine; DEMO=consul, etcd, etcd2 or zookeeper for another store
+	@case $(DEMO) in consul|zookeeper) docker/image.sh $(DEMO) ;; esac
 	@HOWDAH_IMAGE=howdah:pg$(PG_MAJOR) docker/demo.sh up $(DEMO)
 
 demo-down: ## Removes the demo with its data
@@ -38,7 +43,7 @@ sim: ## The simulator alone; SEEDS=N for more histories
 chaos: ## Harms a cluster at random for MINUTES (10), SEED=N as in an earlier run; ends with a table
 	@TIERS=chaos FOLLOW=1 HOWDAH_CHAOS_MINUTES=$(or $(MINUTES),10) HOWDAH_CHAOS_SEED=$(SEED) tests/run.sh
 
-bench: images ## Measures fail-over, size and speed; IMAGE=NAME for another image
+bench: images stores ## Measures fail-over, size and speed; IMAGE=NAME for another image
 	@$(COMPILE) HOWDAH_IMAGE=$(IMAGE) cargo bench --profile fast --bench cluster
 
 readme: ## Writes the table of variables into README.md

@@ -1,11 +1,15 @@
 #!/bin/sh
-# The demo cluster: demo.sh up|down [raft|etcd]. Starts it, waits visibly until it is healthy, and says how to use it.
+# The demo cluster: demo.sh up|down [raft|consul|etcd|etcd2|zookeeper]. Starts it, waits visibly until it is healthy, and says how to use it.
 set -eu
 cd "$(dirname "$0")/.."
 action=${1:-up}
 flavour=${2:-raft}
-secrets=target/demo.env
+secrets=${DEMO_SECRETS:-target/demo.env}
 project=${DEMO_PROJECT:-howdah-demo}
+if [ ! -e "compose/$flavour.yml" ]; then
+    echo "demo: there is no demo of $flavour; these there are: $(cd compose && ls -- *.yml | sed 's/\.yml$//' | paste -sd' ' -)" >&2
+    exit 64
+fi
 export HOWDAH_PRIMARY_PORT="${HOWDAH_PRIMARY_PORT:-5000}" HOWDAH_REPLICA_PORT="${HOWDAH_REPLICA_PORT:-5001}" HOWDAH_STATS_PORT="${HOWDAH_STATS_PORT:-7000}"
 
 compose() {
@@ -36,6 +40,8 @@ done
 
 if [ "$action" = down ]; then
     compose down --volumes --remove-orphans
+    # Those of a store that only another demo has.
+    docker volume ls -q --filter "label=com.docker.compose.project=$project" | xargs -r docker volume rm >/dev/null
     rm -f "$secrets"
     exit 0
 fi
@@ -76,7 +82,7 @@ done
 echo
 echo
 docker exec "$(member 1)" patronictl list
-. "./$secrets"
+. "$(realpath "$secrets")"
 cat <<TEXT
 
 Connect (the proxy follows the primary):

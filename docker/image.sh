@@ -1,5 +1,7 @@
 #!/bin/sh
-# Builds an image from the release binary: image.sh howdah|etcd|haproxy [tag]. PG_MAJOR chooses PostgreSQL and its Debian.
+# Builds an image: image.sh howdah [tag] from the release binary, image.sh consul|etcd|haproxy|kubernetes|zookeeper [tag] from what
+# Debian packages.
+# PG_MAJOR chooses PostgreSQL and its Debian.
 set -eu
 cd "$(dirname "$0")/.."
 what=${1:-howdah}
@@ -10,11 +12,25 @@ case $major in
     18) suite=forky ;;
     *) echo "image.sh: PG_MAJOR=$major is not packaged in a Debian release known here: 15, 17 and 18 are" >&2; exit 64 ;;
 esac
-[ "$what" = howdah ] || suite=trixie
+options=
+case $what in
+    howdah) ;;
+    kubernetes)
+        # The release that has its source. Minutes of compilation: other containers come first, the host's processes count as much as it.
+        suite=bookworm
+        recipe=$(sha256sum docker/kubernetes/Dockerfile | cut -c 1-12)
+        options="--cpu-shares=2 --label howdah.recipe=$recipe"
+        # Too dear for the builder's own cache, which goes when somebody clears unused images away.
+        built=$(docker image inspect -f '{{index .Config.Labels "howdah.recipe"}}' "${2:-howdah-kubernetes}" 2>/dev/null || true)
+        [ "$built" != "$recipe" ] || exit 0
+        ;;
+    *) suite=trixie ;;
+esac
 base=${BASE:-$(docker/base.sh "$suite")}
 
 if [ "$what" != howdah ]; then
-    docker build --quiet --build-arg "BASE=$base" -t "${2:-howdah-$what}" "docker/$what"
+    # shellcheck disable=SC2086  # no options mean no argument
+    docker build --quiet $options --build-arg "BASE=$base" -t "${2:-howdah-$what}" "docker/$what"
     exit 0
 fi
 

@@ -4,6 +4,8 @@
 //! `publish` (what others see). Nothing here decides who leads: that is `ha`.
 
 mod act;
+mod callbacks;
+mod citus;
 mod commands;
 mod contact;
 mod failsafe;
@@ -36,7 +38,8 @@ use crate::config;
 use crate::dcs::Store;
 use crate::ha;
 use crate::init::Guard;
-use crate::node::{CommandReceiver, Counters, RestartOutcome, ScheduledRestart, ViewSender};
+use crate::node::{CommandReceiver, Counters, RestartOutcome, ViewSender};
+use crate::restart::ScheduledRestart;
 use crate::types::{MemberName, Moment, Role, WallTime};
 
 pub use lease::Authority;
@@ -117,6 +120,8 @@ pub struct Agent {
     /// Since when the leader's PostgreSQL goes down.
     leader_stops_since: Option<Moment>,
     next_turn: Moment,
+    /// Nothing but the timer woke the loop since the code was last given back.
+    rests: bool,
     wake_at: Option<Moment>,
     /// The last reason logged, and when.
     last_line: Option<(String, Moment)>,
@@ -124,6 +129,8 @@ pub struct Agent {
     leaderless_since: Option<Moment>,
     sample_error: Option<String>,
     cached_document: Option<serde_json::Map<String, serde_json::Value>>,
+    /// `None`: no Citus here.
+    citus: Option<citus::Citus>,
     slots: slots::Slots,
     retention: crate::postgres::slots::Retention,
     counters: Counters,

@@ -12,6 +12,7 @@
 pub(crate) mod access;
 mod actions;
 mod connections;
+mod dashboard;
 mod dynamic;
 mod explain;
 pub mod health;
@@ -39,14 +40,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 pub use access::Credentials;
-pub(crate) use actions::parse_version;
 
 use crate::cluster::{CONTRACT_VERSION, Cluster};
 use crate::dcs::{Freshness, Store};
 use crate::node::{CommandSender, NodeView, ViewReceiver};
 use crate::types::Moment;
 use crate::{clock, config, json_text, peers, topology};
-use access::{Caller, Refused, Rules};
+use access::{Caller, Friends, Refused, Rules};
 use connections::Mark;
 use health::Query;
 
@@ -232,6 +232,7 @@ pub async fn bind(
         live: RwLock::new(Arc::new(Live::new(&current).await?)),
         rendered: Mutex::new(None),
         long_calls: Semaphore::new(LONG_CALLS),
+        feeds: Arc::new(Semaphore::new(dashboard::FEEDS)),
         router: OnceLock::new(),
     });
     let _ = api.router.set(routes(&api));
@@ -352,6 +353,7 @@ pub(crate) struct Api {
     live: RwLock<Arc<Live>>,
     rendered: Mutex<Option<Rendered>>,
     long_calls: Semaphore,
+    feeds: Arc<Semaphore>,
     router: OnceLock<Router>,
 }
 
@@ -381,6 +383,7 @@ fn routes(api: &Arc<Api>) -> Router {
         .route("/citus", post(actions::citus))
         .route("/mpp", post(actions::citus))
         .route("/sigterm", post(actions::sigterm))
+        .route("/ui", post(dashboard::post))
         .route_layer(middleware::from_fn_with_state(api.clone(), guard));
     Router::new()
         .route("/patroni", get(patroni))
@@ -390,6 +393,7 @@ fn routes(api: &Arc<Api>) -> Router {
         .route("/config", get(dynamic::get))
         .route("/failsafe", get(failsafe_topology))
         .route("/explain", get(explain::explain))
+        .route("/ui", get(dashboard::get))
         .merge(guarded)
         .fallback(unsupported)
         .method_not_allowed_fallback(unsupported)
@@ -397,8 +401,8 @@ fn routes(api: &Arc<Api>) -> Router {
 }
 
 /// Segments with a GET handler of their own.
-const GET_ROUTES: [&str; 7] = [
-    "patroni", "cluster", "history", "metrics", "config", "failsafe", "explain",
+const GET_ROUTES: [&str; 8] = [
+    "patroni", "cluster", "history", "metrics", "config", "failsafe", "explain", "ui",
 ];
 
 impl Api {
@@ -491,7 +495,12 @@ impl Api {
             } else {
                 StatusCode::SERVICE_UNAVAILABLE
             };
-            return if request.method() == Method::GET {
+            return if request.method() == Method::GET
+                && path == "/"
+                && dashboard::wants_page(request.headers())
+            {
+                dashboard::page(self, status)
+            } else if request.method() == Method::GET {
                 self.status_document(status, &view, now)
             } else {
                 status_only(status)
@@ -643,7 +652,13 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
     let Some(context) = request.extensions().get::<Context>().cloned() else {
         return api.text(403, "Access is denied");
     };
-    let with_members = request.uri().path() != "/failsafe";
+    if is_cross_site(request.headers()) {
+        return api.text(403, "Access is denied");
+    }
+    let friends = match request.uri().path() {
+        "/failsafe" => Friends::FailsafeTopology,
+        _ => Friends::Members,
+    };
     let live = api.live();
     let checked = live
         .rules
@@ -652,7 +667,7 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
             request.headers(),
             &api.view(),
             clock::now(),
-            with_members,
+            friends,
         )
         .await;
     match checked {
@@ -667,6 +682,19 @@ async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Res
             }
             response
         }
+    }
+}
+
+/// A browser sends this for a page of somebody else. It would add what it remembers of the user, certificates included.
+fn is_cross_site(headers: &axum::http::HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => !matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            authority != text("host")
+        }
+        (None, None) => false,
     }
 }
 

@@ -11,6 +11,7 @@ mod members;
 mod query;
 mod screen;
 mod settings;
+mod shell;
 mod table;
 mod yaml;
 
@@ -86,7 +87,7 @@ struct Arguments {
     /// Do not verify the REST server's certificate.
     #[arg(short = 'k', long)]
     insecure: bool,
-    /// Exit with 1 when a node refused the request (recommended in scripts; Patroni exits with 0).
+    /// Exit with 1 when a node refused the request (recommended in scripts; Patroni exits with 0). PATRONICTL_STRICT_EXIT=1 does the same.
     #[arg(long)]
     strict_exit: bool,
     #[command(subcommand)]
@@ -135,6 +136,10 @@ enum Command {
     DemoteCluster(dynamic::DemoteCluster),
     /// Turn a standby cluster into a regular one.
     PromoteCluster(dynamic::PromoteCluster),
+    /// Print what makes a shell complete this command line.
+    Completions(shell::Completions),
+    /// Print the manual page, in roff.
+    Man(shell::Man),
 }
 
 /// An optional cluster name and its group.
@@ -310,6 +315,13 @@ pub async fn run(
         dcs_url: parsed.dcs_url.or_else(|| named("DCS_URL")),
         insecure: parsed.insecure,
     };
+    let strict_exit = parsed.strict_exit
+        || named("PATRONICTL_STRICT_EXIT")
+            .and_then(|text| crate::config::value::parse_bool(&text.into()))
+            .unwrap_or(false);
+    let plain =
+        named("NO_COLOR").is_some() || variables.get("TERM").is_some_and(|term| term == "dumb");
+    screen.colours = screen.is_terminal && !plain;
     let mut session = Session {
         arguments: globals,
         environment,
@@ -318,7 +330,7 @@ pub async fn run(
     };
     match session.dispatch(parsed.command).await {
         Ok(()) => 0,
-        Err(Failure::Refused) => u8::from(parsed.strict_exit),
+        Err(Failure::Refused) => u8::from(strict_exit),
         Err(Failure::Error(text)) => {
             session.screen.complain(&format!("Error: {text}"));
             1
@@ -378,6 +390,7 @@ impl Session<'_> {
                     format: list.format,
                     extended: list.extended,
                     timestamp: list.timestamp,
+                    colours: self.screen.colours,
                 };
                 self.list(list.clusters, list.group, options, list.watch.pause())
                     .await
@@ -387,6 +400,7 @@ impl Session<'_> {
                     format: Format::Topology,
                     extended: false,
                     timestamp: false,
+                    colours: self.screen.colours,
                 };
                 self.list(
                     topology.clusters,
@@ -414,6 +428,8 @@ impl Session<'_> {
             Command::Version(version) => self.version(version).await,
             Command::DemoteCluster(demote) => self.demote_cluster(demote).await,
             Command::PromoteCluster(promote) => self.promote_cluster(promote).await,
+            Command::Completions(completions) => self.completions(completions),
+            Command::Man(man) => self.man(man),
         }
     }
 }

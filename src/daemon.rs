@@ -316,6 +316,7 @@ mod tests {
             err: Box::new(err.clone()),
             input: Box::new(std::io::empty()),
             is_terminal: false,
+            colours: false,
         };
         let status = answer(
             question,

@@ -16,9 +16,16 @@ pub mod etcd;
 pub mod etcd3;
 #[cfg(any(feature = "etcd", feature = "etcd3"))]
 mod etcd_hosts;
-#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
+#[cfg(any(
+    feature = "consul",
+    feature = "etcd",
+    feature = "kubernetes",
+    feature = "zookeeper"
+))]
 mod http;
 pub mod keys;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod memory;
 pub mod news;
 mod open;
@@ -28,6 +35,7 @@ pub mod raft;
     feature = "consul",
     feature = "etcd",
     feature = "etcd3",
+    feature = "kubernetes",
     feature = "zookeeper"
 ))]
 mod tls;
@@ -36,6 +44,7 @@ pub mod zookeeper;
 
 pub use open::{open, open_client};
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +73,17 @@ pub enum Write<T = ()> {
     Refused(Refusal),
     /// No answer in time, or an answer that does not tell: it may have happened. Read back before acting on it.
     Unknown(DcsError),
+}
+
+impl<T> Write<T> {
+    /// The same outcome with another payload.
+    pub(crate) fn map<U>(self, payload: impl FnOnce(T) -> U) -> Write<U> {
+        match self {
+            Write::Done(value) => Write::Done(payload(value)),
+            Write::Refused(refusal) => Write::Refused(refusal),
+            Write::Unknown(error) => Write::Unknown(error),
+        }
+    }
 }
 
 /// Why a write was refused.
@@ -160,6 +180,10 @@ pub trait Dcs: Send + Sync {
     /// One consistent snapshot.
     async fn load(&self, freshness: Freshness) -> Result<Cluster, DcsError>;
 
+    /// Every Citus group below the base path, whichever group this node is of, as new as the last write anywhere. Empty where there
+    /// are no groups.
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError>;
+
     /// A counter that changes whenever something relevant below the base path may have changed. Level-triggered: the
     /// receiver reloads; a missed intermediate value is no loss. A backend also bumps it when its watch had to restart.
     /// What counts as relevant is [`news::is_news`]; what every node writes in every turn does not.
@@ -207,6 +231,23 @@ pub trait Dcs: Send + Sync {
     /// Takes leave before the process ends, after the last write: a store that runs inside this process hands its duties to
     /// the others. Takes three seconds at most; the keys stay as they are.
     async fn leave(&self) {}
+}
+
+/// The timings in force of one connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timings {
+    pub(crate) ttl: Duration,
+    pub(crate) retry_timeout: Duration,
+}
+
+impl Identity {
+    /// Those that a connection starts with.
+    pub(crate) fn timings(&self) -> Timings {
+        Timings {
+            ttl: self.ttl,
+            retry_timeout: self.retry_timeout,
+        }
+    }
 }
 
 /// The shared handle the agent, API and ctl hold.

@@ -28,6 +28,7 @@ mod sync;
 mod turn;
 
 pub use decision::{Decision, Step, Why};
+pub use failsafe::ATTEMPTS;
 pub use observation::{Memory, Observation};
 
 use observation::{Directory, Position, Process, StoreView};
@@ -38,6 +39,7 @@ use turn::{Choice, Turn};
 pub fn decide(observation: &Observation, memory: &Memory) -> Decision {
     let mut turn = Turn::new(observation, memory);
     serving::note(&mut turn);
+    failsafe::note(&mut turn);
     let (step, why) = choose(&mut turn);
     turn.decide(step, why)
 }
@@ -108,7 +110,7 @@ fn running_primary(
     cluster: &crate::cluster::Cluster,
     timeline: crate::types::Timeline,
 ) -> (Step, Why) {
-    standby::no_primary_here(turn).unwrap_or_else(|| match &cluster.leader {
+    standby::no_primary_here(turn, cluster).unwrap_or_else(|| match &cluster.leader {
         _ if turn.leads => leader::primary(turn, cluster, timeline),
         Some(other) => (
             turn.stop_for_lost_lease(),

@@ -2,6 +2,7 @@
 //!
 //! `howdah [CONFIG]`, `patroni [CONFIG]`: the daemon. As PID 1 it is init first, and the agent is its child.
 //! `howdah ctl …`, `patronictl …`: the command line. `howdah raft-controller`, `patroni_raft_controller`: a witness.
+//! `howdah aws`, `patroni_aws` and their like: the programs of `helpers`.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -14,6 +15,7 @@ use howdah::config::{
     ProcessEnvironment, Purpose,
 };
 use howdah::daemon::{self, Question, Request};
+use howdah::helpers::{self, Helper};
 use howdah::{agent, ctl, healthcheck, init, telemetry};
 
 /// What to run: under which name, with which arguments.
@@ -23,6 +25,7 @@ enum Program {
     Ctl(Vec<OsString>),
     RaftController(&'static str, Vec<OsString>),
     Healthcheck(Vec<OsString>),
+    Helper(Helper, Vec<OsString>),
 }
 
 /// By the name of the link it was called through, else by the first argument.
@@ -39,7 +42,10 @@ fn program(mut arguments: impl Iterator<Item = OsString>) -> Program {
             return Program::RaftController("patroni_raft_controller", rest);
         }
         "patroni" => "patroni",
-        _ => "howdah",
+        link => match Helper::named(link).filter(|_| link.starts_with("patroni_")) {
+            Some(helper) => return Program::Helper(helper, rest),
+            None => "howdah",
+        },
     };
     let after = || rest[1..].to_vec();
     match rest.first().and_then(|first| first.to_str()) {
@@ -47,7 +53,11 @@ fn program(mut arguments: impl Iterator<Item = OsString>) -> Program {
         Some("raft-controller") => Program::RaftController("howdah raft-controller", after()),
         Some("healthcheck") => Program::Healthcheck(after()),
         Some("run") => Program::Daemon(name, after()),
-        _ => Program::Daemon(name, rest),
+        Some(word) => match Helper::named(word) {
+            Some(helper) => Program::Helper(helper, after()),
+            None => Program::Daemon(name, rest),
+        },
+        None => Program::Daemon(name, rest),
     }
 }
 
@@ -63,6 +73,13 @@ fn main() -> ExitCode {
             Request::Answer(question) => answer(question),
         },
         Program::Healthcheck(arguments) => health_check(&arguments),
+        Program::Helper(helper, arguments) => {
+            let arguments: Vec<String> = arguments
+                .iter()
+                .map(|argument| argument.to_string_lossy().into_owned())
+                .collect();
+            ExitCode::from(helpers::main(helper, &arguments, &ProcessEnvironment))
+        }
     }
 }
 
@@ -141,7 +158,7 @@ fn run_agent(loaded: Loaded) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let _log = match telemetry::install(&telemetry::Settings::from_config(&loaded.config.log)) {
+    let log = match telemetry::install(&telemetry::Settings::from_config(&loaded.config.log)) {
         Ok(installed) => installed,
         Err(error) => {
             complain(&format!("{error:#}"));
@@ -172,13 +189,18 @@ fn run_agent(loaded: Loaded) -> ExitCode {
     let end = runtime.block_on(tokio::task::LocalSet::new().run_until(agent::start(loaded, guard)));
     // Abandoned blocking work (an fsync, a name look-up) must not hold up the exit.
     runtime.shutdown_background();
-    match end {
-        Ok(agent::End::Clean) => ExitCode::SUCCESS,
-        Ok(agent::End::Failure) => ExitCode::FAILURE,
+    let clean = match end {
+        Ok(agent::End::Clean) => true,
+        Ok(agent::End::Failure) => false,
         Err(error) => {
             tracing::error!("cannot start: {error:#}");
-            ExitCode::FAILURE
+            false
         }
+    };
+    match (clean, log.finish()) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(telemetry::EXIT_LOG_QUEUE_FULL),
+        (false, _) => ExitCode::FAILURE,
     }
 }
 
@@ -274,6 +296,13 @@ mod tests {
             called(&["patroni_raft_controller"]),
             Program::RaftController("patroni_raft_controller", Vec::new())
         );
+        let word = vec![OsString::from("on_start")];
+        for words in [
+            ["patroni_aws", "on_start"].as_slice(),
+            &["howdah", "aws", "on_start"],
+        ] {
+            assert_eq!(called(words), Program::Helper(Helper::Aws, word.clone()));
+        }
         assert_eq!(
             called(&["howdah", "healthcheck"]),
             Program::Healthcheck(Vec::new())

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::cluster::{Cluster, PendingChange, Tags};
 use crate::ha::explain::Explanation;
 use crate::histogram::Histogram;
+use crate::restart::{RestartConditions, ScheduledRestart};
 use crate::telemetry::Backlog;
 use crate::types::{
     Lsn, MemberName, Moment, PgState, PgVersion, ReplicationState, Role, SystemId, Timeline,
@@ -357,45 +358,6 @@ impl NodeView {
     pub fn failsafe_active(&self, now: Moment) -> bool {
         self.failsafe_until.is_some_and(|until| until > now)
     }
-}
-
-/// Which servers a restart is for (spec §12.3); all given conditions must hold.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct RestartConditions {
-    /// The remembered role equals this.
-    pub role: Option<Role>,
-    /// The server is older than this; the text as given, and its number.
-    pub below_version: Option<(String, PgVersion)>,
-    /// Only if a restart is pending.
-    pub only_pending: bool,
-    /// Patience for the start; `None` = `primary_start_timeout`.
-    pub timeout: Option<Duration>,
-}
-
-impl RestartConditions {
-    /// Whether a restart is wanted now.
-    #[must_use]
-    pub fn hold(&self, role: Role, server: Option<PgVersion>, pending: bool) -> bool {
-        self.role.is_none_or(|wanted| wanted == role)
-            && self
-                .below_version
-                .as_ref()
-                .is_none_or(|(_, limit)| server.is_some_and(|server| server < *limit))
-            && (!self.only_pending || pending)
-    }
-}
-
-/// A restart accepted for later (spec/ha.md §10.2).
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScheduledRestart {
-    /// When.
-    pub at: WallTime,
-    /// For which servers.
-    pub conditions: RestartConditions,
-    /// Start time of the postmaster at scheduling; a later start cancels it.
-    pub postmaster_start_time: Option<PgTimestamp>,
-    /// The document as accepted (`schedule` and the filters, verbatim), without `postmaster_start_time`.
-    pub document: Map<String, Value>,
 }
 
 /// What people and peers ask of the agent. Each is answered exactly once; a dropped reply reads as an internal failure.

@@ -2,6 +2,7 @@
 //!
 //! Every call has its own deadline from connect to the last byte. A call never retries and never decides anything.
 
+pub(crate) mod kept;
 pub(crate) mod tls;
 
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
@@ -25,8 +26,7 @@ use crate::ha::observation::{Peer, PeerAnswer};
 use crate::node::FailsafePing;
 use crate::types::{Lsn, MemberName, Timeline};
 
-pub use tls::TlsError;
-pub(crate) use tls::{read_certificates, read_key, read_roots};
+pub use crate::pem::TlsError;
 
 /// Answers longer than this are cut off with an error; a status document is a few kilobytes.
 const ANSWER_LIMIT: usize = 4 << 20;
@@ -173,10 +173,35 @@ impl Client {
         body: Option<&str>,
         timeout: Duration,
     ) -> Result<Answer, CallError> {
-        let target = Target::parse(api_url)
-            .ok_or_else(|| CallError::NotSent(format!("{api_url:?} is not an http(s) URL")))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("/{}", endpoint.trim_start_matches('/')));
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body.unwrap_or_default().to_owned())))
+            .map_err(|error| CallError::NotSent(error.to_string()))?;
+        self.request(api_url, request, timeout).await
+    }
+
+    /// A request as it is, but for its host and user agent, to the scheme and authority of `url`.
+    ///
+    /// # Errors
+    /// No complete answer within `timeout`.
+    pub async fn request(
+        &self,
+        url: &str,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+    ) -> Result<Answer, CallError> {
+        let target = Target::parse(url)
+            .ok_or_else(|| CallError::NotSent(format!("{url:?} is not an http(s) URL")))?;
         let mut sent = false;
-        let exchange = self.exchange(&target, method, endpoint, body, &mut sent);
+        let exchange = self.exchange(&target, request, &mut sent);
         let outcome = match tokio::time::timeout(timeout, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("no answer within {} s", timeout.as_secs_f64())),
@@ -194,43 +219,29 @@ impl Client {
     async fn exchange(
         &self,
         target: &Target,
-        method: Method,
-        endpoint: &str,
-        body: Option<&str>,
+        mut request: Request<Full<Bytes>>,
         sent: &mut bool,
     ) -> Result<Answer, String> {
+        address(target, &mut request)?;
+        let stream = self.connect(target).await?;
+        send(stream, request, sent).await
+    }
+
+    /// A connection that is ready for HTTP.
+    async fn connect(&self, target: &Target) -> Result<Box<dyn Stream>, String> {
         let connecting = TcpStream::connect((target.host.as_str(), target.port));
         let stream = tokio::time::timeout(CONNECT_DEADLINE, connecting)
             .await
             .map_err(|_| format!("no connection within {} s", CONNECT_DEADLINE.as_secs()))?
             .map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("/{}", endpoint.trim_start_matches('/')))
-            .header(HOST, &target.authority)
-            .header(USER_AGENT, concat!("Howdah/", env!("CARGO_PKG_VERSION")));
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization);
+        if !target.tls {
+            return Ok(Box::new(stream));
         }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default().to_owned())))
+        let name = rustls::pki_types::ServerName::try_from(target.host.clone())
             .map_err(|error| error.to_string())?;
-        if target.tls {
-            let name = rustls::pki_types::ServerName::try_from(target.host.clone())
-                .map_err(|error| error.to_string())?;
-            let stream = self
-                .tls
-                .connect(name, stream)
-                .await
-                .map_err(|error| error.to_string())?;
-            send(stream, request, sent).await
-        } else {
-            send(stream, request, sent).await
-        }
+        let stream = self.tls.connect(name, stream).await;
+        Ok(Box::new(stream.map_err(|error| error.to_string())?))
     }
 
     /// `POST /failsafe`: whether that member agrees that the sender of `body` goes on as the leader (spec/rest-api.md §13).
@@ -349,14 +360,28 @@ pub fn failsafe_text(ping: &FailsafePing) -> String {
 /// Carries [`crate::node::NodeView::instance`] in answers of `/liveness`.
 pub const INSTANCE_HEADER: &str = "x-howdah-instance";
 
-async fn send<S>(
-    stream: S,
+/// Names the host that is asked, and who asks.
+fn address(target: &Target, request: &mut Request<Full<Bytes>>) -> Result<(), String> {
+    let host = HeaderValue::try_from(&target.authority).map_err(|error| error.to_string())?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, host);
+    headers.insert(
+        USER_AGENT,
+        HeaderValue::from_static(concat!("Howdah/", env!("CARGO_PKG_VERSION"))),
+    );
+    Ok(())
+}
+
+/// A connection, encrypted or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+async fn send(
+    stream: Box<dyn Stream>,
     request: Request<Full<Bytes>>,
     sent: &mut bool,
-) -> Result<Answer, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Answer, String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;

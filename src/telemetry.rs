@@ -138,6 +138,17 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 #[derive(Debug)]
 pub struct Installed(());
 
+/// The exit status of a process that ended well while nobody read its log any more (spec/packaging.md §1.1).
+pub const EXIT_LOG_QUEUE_FULL: u8 = 5;
+
+impl Installed {
+    /// Writes the last lines. `false`: they cannot be written, and as many wait as may.
+    pub fn finish(self) -> bool {
+        drop(self);
+        LOGGER.get().is_none_or(|logger| !logger.queue.is_full())
+    }
+}
+
 impl Drop for Installed {
     fn drop(&mut self) {
         if let Some(logger) = LOGGER.get() {

@@ -3,24 +3,34 @@
 #
 # Installs what is missing when it may (root, Debian). Leaves no container, network or volume behind, also when it fails.
 # TIERS="unit pid1" runs only those; FOLLOW=1 shows what they say while they run.
+#
+# All tests are compiled at once. Then those that mostly wait (for elections, leases, servers) have the machine, and what only
+# needs a processor goes on beside them at the lowest priority: the checks of form, the images, the simulator, Kubernetes' API server.
 set -u
 cd "$(dirname "$0")/.."
 
 export HOWDAH_TEST_RUN=${HOWDAH_TEST_RUN:-run$$}
 label=howdah.test=$HOWDAH_TEST_RUN
-logs=target/test-logs
+export logs=target/test-logs
 mkdir -p "$logs"
+rm -f "$logs"/*.ended
 total_passed=0
 total_failed=0
 broken=
 
 running=
+beside=
 cleanup() {
     [ -z "$running" ] || { kill "$running" && wait "$running"; } 2>/dev/null
+    for job in $beside; do kill -- "-$job" 2>/dev/null; done
     command -v docker >/dev/null || return 0
     docker ps -aq --filter "label=$label" | xargs -r docker rm -fv >/dev/null 2>&1
     docker network ls -q --filter "label=$label" | xargs -r docker network rm >/dev/null 2>&1
     docker volume ls -q --filter "label=$label" | xargs -r docker volume rm -f >/dev/null 2>&1
+    # The demos are compose's, which knows no such label.
+    docker ps -aq --filter "name=$HOWDAH_TEST_RUN-demo" | xargs -r docker rm -fv >/dev/null 2>&1
+    docker network ls -q --filter "name=$HOWDAH_TEST_RUN-demo" | xargs -r docker network rm >/dev/null 2>&1
+    docker volume ls -q --filter "name=$HOWDAH_TEST_RUN-demo" | xargs -r docker volume rm -f >/dev/null 2>&1
 }
 trap cleanup EXIT
 trap 'exit 130' INT
@@ -46,13 +56,12 @@ tier() {
     shift 2
     case " ${TIERS:-$name} " in *" $name "*) ;; *) return 0 ;; esac
     # Waited for in the background: a signal must not have to wait, too.
-    timeout --kill-after=20 "$limit" "$@" >"$log" 2>&1 </dev/null &
+    timeout --kill-after=20 "$limit" bash -c "$*" >"$log" 2>&1 </dev/null &
     running=$!
     if [ -n "${FOLLOW:-}" ]; then tail -n +1 -f --pid="$running" "$log" & fi
     wait "$running"
     status=$?
     running=
-    wait
     # The harness of Rust, and the stores' own table.
     read -r passed failed < <(awk '
         /^test result: / { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i } }
@@ -67,77 +76,166 @@ tier() {
     echo "tier $name: $passed passed, $failed failed ($((SECONDS - started)) s)"
     if [ "$failed" != 0 ]; then
         broken="$broken $name"
-        grep -E '^(test .*FAILED|error|.* FAILED |---- |Diff in)' "$log" | head -20
-        tail -n 40 "$log" | sed 's/^/    /'
+        grep -E '^(test .*FAILED|error|---- |Diff in)' "$log" | head -20
+        # What each of them said first of all; the members' own logs may follow for pages.
+        grep -A 12 -E 'panicked at' "$log" | cut -c 1-400 | head -120 | sed 's/^/    /'
+        tail -n 24 "$log" | cut -c 1-600 | sed 's/^/    /'
     fi
+}
+
+# wanted TIER…: whether one of these is to run.
+wanted() {
+    local name
+    for name; do case " ${TIERS:-$name} " in *" $name "*) return 0 ;; esac done
+    return 1
+}
+
+# Jobs beside the tiers.
+
+# Patroni, and the systems below the images: minutes of network, and little processor.
+fetch() {
+    ! wanted interop || tests/interop/fetch.sh || return 1
+    ! wanted e2e chaos || for suite in trixie bookworm forky; do docker/base.sh "$suite" || return 1; done
 }
 
 form() {
-    cargo fmt --check && cargo clippy --all-targets --locked --quiet -- -D warnings
+    cargo fmt --check && cargo clippy --all-targets --locked --quiet -- -D warnings || return 1
+    # One store alone, and none: what stands in for the others in tests.
+    for store in consul etcd etcd3 kubernetes raft zookeeper ""; do
+        cargo clippy --locked --quiet --no-default-features --features "$store" --lib --bins --test dcs -- -D warnings \
+            || { echo "error: with the feature \"$store\" alone"; return 1; }
+    done
 }
 
 image() {
-    cargo build --release --locked --bin howdah && docker/image.sh etcd || return 1
+    ended fetch && cargo build --release --locked --bin howdah || return 1
+    for server in consul etcd haproxy zookeeper; do docker/image.sh $server || return 1; done
     for major in 15 17 18; do PG_MAJOR=$major QUIET=1 docker/image.sh howdah || return 1; done
 }
 
-# with_image NAME LIMIT COMMAND…: a tier that needs Docker and the images; without them it fails rather than passes in silence.
-images=
-with_image() {
-    case " ${TIERS:-$1} " in *" $1 "*) ;; *) return 0 ;; esac
-    has "$1" || return 0
-    if [ -z "$images" ]; then
-        # For the systems below the images.
-        wait
-        needs docker docker.io
-        needs debootstrap debootstrap
-        if timeout 20m bash -c image >"$logs/image.log" 2>&1; then images=built; else
-            images=missing
-            tail -n 30 "$logs/image.log"
-        fi
-    fi
-    if [ "$images" = built ]; then
-        tier "$@"
-    else
-        echo "tier $1: 0 passed, 1 failed (the image could not be built)"
-        broken="$broken $1"
-        total_failed=$((total_failed + 1))
-    fi
+# Kubernetes' API server is compiled once on each machine. Without it its stores are reported as not run, and all others run.
+kubernetes() {
+    tests/dcs/kubernetes.sh
 }
 
-# A test target is declared in Cargo.toml, or a folder with a main.rs that cargo finds by itself.
-has() { [ -e "tests/$1/main.rs" ]; }
+# The simulated stores need no store's client: much need not be compiled.
+sim() {
+    HOWDAH_SIM_SEEDS="${HOWDAH_SIM_SEEDS:-10000}" cargo test --locked --profile fast --no-default-features --test sim
+}
+
+# do_beside JOB…: one after the other, behind whatever else wants the processor. Each leaves its log and its status.
+do_beside() {
+    set -m
+    nice -n 19 bash -c '
+        for job; do
+            timeout --foreground --kill-after=20 40m bash -c "$job" >"$logs/beside-$job.log" 2>&1 </dev/null
+            echo $? >"$logs/$job.status"
+            mv "$logs/$job.status" "$logs/$job.ended"
+        done' beside "$@" &
+    beside="$beside $!"
+    set +m
+}
+
+# ended JOB: waits for a job beside; says and returns what it did.
+ended() {
+    until [ -e "$logs/$1.ended" ]; do sleep 0.2; done
+    cat "$logs/beside-$1.log"
+    return "$(cat "$logs/$1.ended")"
+}
+
+# tests_of NAME: runs the test program that was compiled for a tier, or the two of the crate itself.
+tests_of() {
+    local name=$1 program failed=0 found=
+    shift
+    for program in $(sed -n "s,^ *Executable .*(\(.*/deps/$name-[0-9a-f]*\))\$,\1,p" "$logs/build.log"); do
+        found=yes
+        "$program" "$@" || failed=1
+    done
+    [ -n "$found" ] && return $failed
+}
+
+compile() {
+    local name targets=
+    wanted unit && targets="--lib --bins"
+    for name in tidy stories pid1 dcs postgres agent interop page e2e chaos; do
+        wanted $name && targets="$targets --test $name"
+    done
+    [ -z "$targets" ] || cargo test --locked --no-run $targets
+}
+
+dcs() {
+    ended kubernetes
+    tests_of dcs
+}
+
+interop() {
+    ended fetch && ended kubernetes && tests_of interop
+}
+
+e2e() {
+    ended image && RUST_TEST_THREADS="${E2E_THREADS:-2}" tests_of e2e
+}
+
+chaos() {
+    ended image && tests_of chaos --nocapture
+}
+
+export TIERS=${TIERS:-} E2E_THREADS=${E2E_THREADS:-}
+[ -n "$TIERS" ] || unset TIERS
+[ -n "$E2E_THREADS" ] || unset E2E_THREADS
+export -f wanted fetch form image kubernetes sim ended tests_of compile dcs interop e2e chaos
 
 needs etcd etcd-server
+# ZooKeeper, and what makes the certificates that it reads.
+needs java default-jre-headless
+needs openssl openssl
+[ -e /usr/share/java/zookeeper.jar ] || needs /usr/share/java/zookeeper.jar libzookeeper-java
 needs unshare util-linux
 [ -x /usr/lib/postgresql/15/bin/postgres ] || { mkdir -p /etc/postgresql-common 2>/dev/null
     grep -qs create_main_cluster /etc/postgresql-common/createcluster.conf || echo 'create_main_cluster = false' >>/etc/postgresql-common/createcluster.conf 2>/dev/null
     needs /usr/lib/postgresql/15/bin/postgres postgresql-15; }
+! wanted interop || needs /usr/sbin/haproxy haproxy
+! wanted page || needs chromium chromium
+if wanted dcs interop e2e chaos; then
+    needs docker docker.io
+    needs debootstrap debootstrap
+fi
+if wanted e2e chaos; then
+    docker compose version >/dev/null 2>&1 || needs docker-compose docker-compose
+fi
 if ! PROTOC=$(docker/protoc.sh); then exit 1; fi
 export PROTOC
 
-# The systems below the images take minutes of network and little processor: they come while the first tiers compile.
-bases() {
-    needs docker docker.io
-    needs debootstrap debootstrap
-    for suite in trixie bookworm forky; do docker/base.sh "$suite" || return 1; done
-}
-case " ${TIERS:-e2e} " in *" e2e "*) bases >"$logs/bases.log" 2>&1 & ;; esac
+do_beside fetch
+! wanted dcs interop || do_beside kubernetes
+if ! compile >"$logs/build.log" 2>&1; then
+    grep -E -A 12 '^error' "$logs/build.log" | head -60
+    echo "0 passed, 1 failed: the tests do not compile; $logs/build.log"
+    exit 1
+fi
+echo "compiled ($SECONDS s)"
+jobs=
+wanted form && jobs="$jobs form"
+wanted e2e chaos && jobs="$jobs image"
+wanted sim && jobs="$jobs sim"
+do_beside $jobs
 
-export -f form image
-tier form 15m bash -c form
-tier unit 15m cargo test --locked --lib --bins
-has tidy && tier tidy 5m cargo test --locked --test tidy
-has stories && tier stories 5m cargo test --locked --test stories
-has sim && tier sim 20m env HOWDAH_SIM_SEEDS="${HOWDAH_SIM_SEEDS:-600}" cargo test --locked --profile fast --test sim
-has pid1 && tier pid1 10m cargo test --locked --test pid1
-has dcs && tier dcs 15m cargo test --locked --test dcs
-has postgres && tier postgres 15m cargo test --locked --test postgres
-has agent && tier agent 10m cargo test --locked --test agent
-with_image e2e 25m env RUST_TEST_THREADS="${E2E_THREADS:-2}" cargo test --locked --test e2e
+tier unit 15m tests_of howdah
+tier tidy 5m tests_of tidy
+tier stories 5m tests_of stories
+tier pid1 10m tests_of pid1
+tier postgres 15m tests_of postgres
+tier agent 15m tests_of agent
+tier page 5m tests_of page
+# Behind those that need no Kubernetes: on a machine where it is not compiled yet, that takes a while.
+tier dcs 55m dcs
+tier interop 20m interop
+tier form 40m ended form
+tier e2e 50m e2e
 minutes=${HOWDAH_CHAOS_MINUTES:-2.5}
-with_image chaos $((${minutes%%.*} + 15))m cargo test --locked --test chaos -- --nocapture
+tier chaos $((${minutes%%.*} + 50))m chaos
+tier sim 40m ended sim
 
 [ -z "$broken" ] || echo "failed tiers:$broken; their output is in $logs"
-echo "$total_passed passed, $total_failed failed"
+echo "$total_passed passed, $total_failed failed ($SECONDS s)"
 [ "$total_failed" = 0 ]

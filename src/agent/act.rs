@@ -10,6 +10,7 @@ use crate::ha::observation::{Observation, Outcome, Peer, StandbyNames};
 use crate::ha::{Step, Why};
 use crate::types::{Lsn, MemberName};
 
+use super::callbacks::Known;
 use super::lease::Held;
 use super::run::outcome;
 use super::{Agent, End};
@@ -127,7 +128,7 @@ impl Agent {
         let stop_by = held.expires_less(self.settings.stop_margin);
         let reply = self.bounded(self.store.renew(&held.lease)).await;
         self.note("renew the leader key", &reply);
-        obs.tried.renew = Some(outcome(&reply));
+        obs.tried.renew = Some(renewal(&reply));
         if let dcs::Write::Done(()) = reply {
             let now = clock::now();
             self.counters.dcs_times.observe(now.since(sent));
@@ -238,6 +239,9 @@ impl Agent {
     async fn release(&mut self, publish: Option<Lsn>, why: &Why, obs: &mut Observation) {
         self.authority.revoke();
         self.publish_not_leader();
+        if *why == Why::FailedToStartLeading {
+            self.instance.tell(Known::failed_to_lead);
+        }
         if let Some(lsn) = publish {
             self.publish_status(obs, Some(lsn)).await;
         }
@@ -248,6 +252,7 @@ impl Agent {
         self.pledge.lost();
         if let dcs::Write::Done(()) = reply {
             tracing::info!("released the leader key: {why}");
+            self.key_is_given_away();
         }
         if publish.is_some() {
             // The shutdown checkpoint is written: no commit can follow.
@@ -257,6 +262,13 @@ impl Agent {
         obs.tried.release = Some(outcome(&reply));
         obs.store = self.load(Freshness::Latest).await;
         obs.lease = None;
+    }
+
+    /// Callbacks of a server that is still shutting down learn that it leads no more.
+    fn key_is_given_away(&self) {
+        if matches!(self.job.running(), Some(Job::Stop { .. })) {
+            self.instance.caller.known().gave_key_away();
+        }
     }
 
     async fn hand_over(&mut self, to: &MemberName, publish: Lsn, obs: &mut Observation) {
@@ -294,6 +306,7 @@ impl Agent {
         }
         if let dcs::Write::Done(()) = reply {
             tracing::info!(candidate = %to, "handed the leader key over");
+            self.key_is_given_away();
             self.disarm_guard();
             self.disarm_watchdog();
         }
@@ -387,6 +400,7 @@ impl Agent {
                 let value = wire::failsafe_text(&topology);
                 self.put(Document::Failsafe, &value, Expect::Anything).await
             }
+            Write::Status(at) => self.publish_status(obs, Some(at)).await,
         };
         obs.tried.write = Some(reply);
         obs.store = self.load(Freshness::Latest).await;
@@ -462,5 +476,30 @@ pub(super) fn job_name(job: &Job) -> &'static str {
         Job::CrashRecovery => "doing crash recovery in a single user mode",
         Job::Rewind { .. } => "running pg_rewind",
         Job::Replace { .. } => "reinitialize",
+    }
+}
+
+/// What the answer to a renewal says of the lease. A store that rejects the request (a token that ran out, rights that were taken) has
+/// not said that the key is somebody else's: the lease goes on to its end, and no error of a store ends it sooner.
+fn renewal(reply: &dcs::Write) -> Outcome {
+    match reply {
+        dcs::Write::Refused(dcs::Refusal::Rejected(_)) => Outcome::Unknown,
+        dcs::Write::Refused(dcs::Refusal::Precondition)
+        | dcs::Write::Done(())
+        | dcs::Write::Unknown(_) => outcome(reply),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_keys_own_answer_ends_a_lease_before_its_time() {
+        let refused = |why| renewal(&dcs::Write::Refused(why));
+        assert_eq!(refused(dcs::Refusal::Precondition), Outcome::Refused);
+        let rejected = dcs::Refusal::Rejected("403: no such token".to_owned());
+        assert_eq!(refused(rejected), Outcome::Unknown);
+        assert_eq!(renewal(&dcs::Write::Done(())), Outcome::Done);
     }
 }

@@ -7,9 +7,8 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::ha::decision::{Job, Refused};
 use crate::ha::observation::{JobEnd, Request};
-use crate::node::{
-    Command, FailsafeOutcome, ReinitializeOutcome, RestartConditions, RestartOutcome,
-};
+use crate::node::{Command, FailsafeOutcome, ReinitializeOutcome, RestartOutcome};
+use crate::restart::RestartConditions;
 
 use super::Agent;
 use super::act::job_name;
@@ -95,8 +94,11 @@ impl Agent {
                 send(reply, FailsafeOutcome::NotEnabled);
                 false
             }
-            Command::Citus { reply, .. } => {
-                send(reply, ());
+            Command::Citus { event, reply } => {
+                match &self.citus {
+                    Some(citus) => citus.take(event, reply),
+                    None => send(reply, ()),
+                }
                 false
             }
         }
@@ -140,14 +142,17 @@ impl Agent {
     /// A due scheduled restart becomes a request (spec/ha.md §10.2): never while paused or without a leader; a postmaster that
     /// was restarted since cancels it; more than 1.5 loop_wait late is stale.
     pub(super) fn scheduled_restart_due(&mut self) {
-        let Some(restart) = &self.scheduled_restart else {
+        let started = self.instance.postmaster_start_time();
+        let Some(restart) = &mut self.scheduled_restart else {
             return;
         };
+        // It was asked for while the server was starting: the one that runs then is meant.
+        if restart.postmaster_start_time.is_none() {
+            restart.postmaster_start_time = started;
+        }
         // A server that does not answer in this turn has not been restarted for that.
-        if let (Some(then), Some(now)) = (
-            restart.postmaster_start_time,
-            self.instance.postmaster_start_time(),
-        ) && then != now
+        if let (Some(then), Some(now)) = (restart.postmaster_start_time, started)
+            && then != now
         {
             tracing::info!(
                 "the scheduled restart is cancelled: PostgreSQL has been restarted since"

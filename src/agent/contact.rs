@@ -1,16 +1,18 @@
 //! Listens for the other members while this node leads: is anybody there? Cheap as long as somebody is: one request a second to one of
-//! them, in turn, to an endpoint that runs no SQL.
+//! them, in turn, over a kept connection to an endpoint that runs no SQL.
 //!
 //! It only listens; what silence means is decided in the core (`ha::isolation`).
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use hyper::Method;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::clock;
 use crate::peers::Client;
+use crate::peers::kept::Kept;
 use crate::types::{MemberName, Moment};
 
 /// The time between two questions.
@@ -88,24 +90,35 @@ async fn listen(
     mut whom: watch::Receiver<Vec<(MemberName, String)>>,
     round: watch::Sender<Round>,
 ) {
-    let mut next = 0_usize;
+    let mut members: VecDeque<Kept> = VecDeque::new();
     loop {
-        let mut members = whom.borrow_and_update().clone();
+        let Ok(others) = whom.has_changed() else {
+            return;
+        };
+        if others || members.is_empty() {
+            let now = whom.borrow_and_update().clone();
+            members = now
+                .iter()
+                .map(|(_, api_url)| Kept::new(client.clone(), api_url, "/liveness"))
+                .collect();
+        }
         if members.is_empty() {
             round.send_if_modified(|round| std::mem::take(&mut round.silent));
             if whom.changed().await.is_err() {
                 return;
             }
+            whom.mark_changed();
             continue;
         }
-        let first = next % members.len();
-        members.rotate_left(first);
-        next = next.wrapping_add(1);
+        members.rotate_left(1);
         let asked = clock::now();
         let answered = tokio::select! {
-            answered = is_anybody_there(&client, members) => answered,
+            answered = is_anybody_there(members.make_contiguous()) => answered,
             changed = whom.changed() => match changed {
-                Ok(()) => continue,
+                Ok(()) => {
+                    whom.mark_changed();
+                    continue;
+                }
                 Err(_) => return,
             },
         };
@@ -121,29 +134,29 @@ async fn listen(
         let rest = BEAT.saturating_sub(clock::now().since(asked));
         tokio::select! {
             () = tokio::time::sleep(rest) => {}
-            changed = whom.changed() => if changed.is_err() {
-                return;
+            changed = whom.changed() => match changed {
+                Ok(()) => whom.mark_changed(),
+                Err(_) => return,
             },
         }
     }
 }
 
-/// Whether one of them answers, whatever it says.
-async fn is_anybody_there(client: &Client, members: Vec<(MemberName, String)>) -> bool {
-    let mut calls = JoinSet::new();
-    for (at, (_, api_url)) in members.into_iter().enumerate() {
-        let client = client.clone();
-        calls.spawn(async move {
+/// Whether one of them answers, whatever it says. The first is asked alone for a while.
+async fn is_anybody_there(members: &mut [Kept]) -> bool {
+    let mut calls: FuturesUnordered<_> = members
+        .iter_mut()
+        .enumerate()
+        .map(async |(at, member)| {
             if at > 0 {
                 tokio::time::sleep(ALONE).await;
             }
-            let call = client.call(Method::GET, &api_url, "liveness", None, ANSWER);
-            call.await.is_ok()
-        });
-    }
+            member.answers(ANSWER).await
+        })
+        .collect();
     let anybody = async {
-        while let Some(answered) = calls.join_next().await {
-            if answered.unwrap_or(false) {
+        while let Some(answered) = calls.next().await {
+            if answered {
                 return true;
             }
         }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::clock;
 use crate::dcs::{Freshness, Store};
+use crate::ha::ATTEMPTS;
 use crate::ha::decision::Asked;
 use crate::ha::observation::{FailsafeView, Observation, Outcome, Promise, StoreView};
 use crate::node::{
@@ -20,8 +21,6 @@ use crate::types::{Lsn, MemberName, Moment, Role};
 
 use super::Agent;
 
-/// One attempt to ask a member; there is a second one (spec/rest-api.md §15).
-const ATTEMPT: Duration = Duration::from_secs(2);
 /// Pause between attempts to read the silent store while the members are asked.
 const STORE_AGAIN: Duration = Duration::from_millis(200);
 
@@ -234,11 +233,13 @@ impl Agent {
     /// when they were asked.
     pub(super) async fn ask_failsafe(&mut self, whom: &[Asked], obs: &mut Observation) {
         let sent = clock::now();
-        let limit = self.budget(ATTEMPT * 2);
+        let attempt = whom.iter().map(|asked| asked.patience).max();
+        let attempt = attempt.unwrap_or_default();
+        let limit = self.budget(attempt * ATTEMPTS);
         let body = self.failsafe_body();
         let silent = matches!(obs.store, StoreView::Silent { .. });
         let store = Arc::clone(&self.store);
-        let round = self.peers.agree(whom, &body, limit, ATTEMPT);
+        let round = self.peers.agree(whom, &body, limit, attempt);
         let answers = tokio::select! {
             biased;
             answers = round => Ok(answers),

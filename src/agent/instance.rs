@@ -16,7 +16,7 @@ use crate::postgres::changes::{self, Need, SettingRow};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::control::{self, ControlData};
 use crate::postgres::directory::{self, Contents};
-use crate::postgres::hooks::{Callbacks, Event};
+use crate::postgres::hooks::Event;
 use crate::postgres::inquire;
 use crate::postgres::observe::{Observer, Sample, Wants};
 use crate::postgres::params::PendingRestart;
@@ -27,6 +27,7 @@ use crate::postgres::sql::{SqlError, Target};
 use crate::postgres::write;
 use crate::types::{Lsn, MemberName, Moment, PgVersion, Role, SystemId, Timeline};
 
+use super::callbacks::{Caller, Due, Known};
 use super::plan::{Plan, Way, address_of};
 
 /// A server marks what waits for a restart when its processes have read the files.
@@ -54,15 +55,13 @@ pub(super) struct Instance {
     pub(super) crashed: bool,
     /// What a dead postmaster left behind may still be there.
     pub(super) unburied: bool,
-    /// `on_start` has run for this server, or a job has had to do with it.
-    attached: bool,
     /// The last start did not succeed.
     pub(super) start_failed: bool,
     pub(super) divergence: Divergence,
     pub(super) follows: Option<Upstream>,
     pending: Option<BTreeMap<String, PendingChange>>,
     checkpointing: Option<Timeline>,
-    callbacks: Callbacks,
+    pub(super) caller: Caller,
 }
 
 impl Instance {
@@ -101,13 +100,12 @@ impl Instance {
             asked_to_stop: true,
             crashed: false,
             unburied: true,
-            attached: false,
             start_failed: false,
             divergence: Divergence::Unchecked,
             follows: None,
             pending: None,
             checkpointing: None,
-            callbacks: Callbacks::new(),
+            caller: Caller::new(),
         })
     }
 
@@ -240,6 +238,7 @@ impl Instance {
         if self.sample.is_some() && self.postmaster.is_some() {
             write::write(&self.plan.effective.settings, &layout.wanted)?;
             self.reload()?;
+            self.tell_reloaded(standby);
             if settled {
                 self.applied = Some(Arc::clone(&self.plan));
             }
@@ -473,44 +472,32 @@ impl Instance {
         }
     }
 
-    /// Runs a callback script, if one is configured.
-    pub(super) fn callback(&self, event: Event, role: Role) {
-        let callbacks = &self.plan.effective.callbacks;
-        let command = match event {
-            Event::OnStart => &callbacks.on_start,
-            Event::OnStop => &callbacks.on_stop,
-            Event::OnRestart => &callbacks.on_restart,
-            Event::OnReload => &callbacks.on_reload,
-            Event::OnRoleChange => &callbacks.on_role_change,
-        };
-        let shown = if role == Role::Promoted {
-            Role::Primary
-        } else {
-            role
-        };
-        if let Some(command) = command
-            && let Err(error) = self.callbacks.call(
-                command,
-                event,
-                crate::cluster::wire::role_text(shown),
-                &self.plan.scope,
-            )
-        {
-            tracing::error!("postgresql.callbacks.{}: {error}", event.as_str());
-        }
+    /// Runs the callback that is due after this, if one is configured.
+    pub(super) fn tell(&self, happened: impl FnOnce(&mut Known) -> Due) {
+        self.caller.tell(&self.plan, happened);
     }
 
-    /// Points a running standby at `upstream` by rewriting its configuration and reloading.
+    fn tell_reloaded(&self, standby: bool) {
+        let observed = if standby {
+            Role::Replica
+        } else {
+            Role::Primary
+        };
+        self.tell(|known| known.reloaded(observed));
+    }
+
+    /// Points a running standby at `upstream` by rewriting its configuration and reloading; it does so as `role`.
     ///
     /// # Errors
     /// A file cannot be written, or the server not be signalled.
-    pub(super) async fn follow(&mut self, upstream: &Upstream) -> anyhow::Result<()> {
+    pub(super) async fn follow(&mut self, upstream: &Upstream, role: Role) -> anyhow::Result<()> {
         let limits = self.control.as_ref().map(|control| control.limits);
         let layout = self
             .plan
             .layout(self.version(), &Way::Standby(upstream), limits);
         write::write(&self.plan.effective.settings, &layout.wanted)?;
         self.reload()?;
+        self.tell(|known| known.followed(role, Event::OnReload, true));
         self.follows = Some(upstream.clone());
         Ok(())
     }
@@ -625,12 +612,7 @@ impl Instance {
         if comparison.rewrite || written.need() != Need::Nothing {
             self.reload()?;
             self.ask_pending_at = Some(now + PENDING_AFTER);
-            let role = if standby {
-                Role::Replica
-            } else {
-                Role::Primary
-            };
-            self.callback(Event::OnReload, role);
+            self.tell_reloaded(standby);
         } else {
             tracing::info!("No PostgreSQL configuration items changed, nothing to reload.");
         }
@@ -638,19 +620,6 @@ impl Instance {
         pending.extend(layout.raised);
         self.set_pending(pending);
         Ok(())
-    }
-
-    /// A server that was found running gets its `on_start` once (spec/postgres-management.md §3.2).
-    pub(super) fn attach(&mut self, role: Role) {
-        if !self.attached && self.sample.is_some() {
-            self.attached = true;
-            self.callback(Event::OnStart, role);
-        }
-    }
-
-    /// A job takes the server into its hands.
-    pub(super) fn set_attached(&mut self) {
-        self.attached = true;
     }
 
     /// When [`Instance::ask_pending`] is due.

@@ -1,7 +1,7 @@
 //! The one long job: start, progress, cancel, result. The loop goes on renewing the lease while it runs.
 //!
 //! A job is a task on the agent's own thread (it needs a `LocalSet`). Cancelling aborts it: every job is written so that it can be dropped between two awaits (child processes are
-//! killed on drop; the point of no return of a promotion has no await in it).
+//! killed on drop with all that they started: `postgres::binaries`; the point of no return of a promotion has no await in it).
 
 use std::future::Future;
 use std::sync::Arc;

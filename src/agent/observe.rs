@@ -15,6 +15,7 @@ use crate::postgres::ready::{self, Readiness};
 use crate::types::{Moment, PgState, Role, Timeline};
 
 use super::Agent;
+use super::callbacks::Known;
 use super::publish::state_during;
 use super::work::Work;
 
@@ -168,17 +169,13 @@ impl Agent {
         standby_configured: bool,
     ) -> Role {
         use crate::ha::observation::Directory;
-        let leads_standby_cluster = self.held.is_some() && self.settings.standby_cluster.is_some();
         let role = match (directory, process, position) {
             (Directory::Empty | Directory::Inaccessible(_), _, _) => Role::Uninitialized,
             (_, Process::Up, Some(Position::Primary { .. })) => Role::Primary,
             (_, Process::Up, Some(Position::Standby { .. })) if self.job.is_promoting() => {
                 Role::Promoted
             }
-            (_, Process::Up, Some(Position::Standby { .. })) if leads_standby_cluster => {
-                Role::StandbyLeader
-            }
-            (_, Process::Up, Some(Position::Standby { .. })) => Role::Replica,
+            (_, Process::Up, Some(Position::Standby { .. })) => self.standby_role(),
             // It runs and does not answer: it is what it was.
             (_, Process::Up, None) if self.role != Role::Uninitialized => self.role,
             (_, _, _) if standby_configured => Role::Replica,
@@ -189,6 +186,15 @@ impl Agent {
             self.role = role;
         }
         role
+    }
+
+    /// What a standby here is to the cluster.
+    fn standby_role(&self) -> Role {
+        if self.held.is_some() && self.settings.standby_cluster.is_some() {
+            Role::StandbyLeader
+        } else {
+            Role::Replica
+        }
     }
 
     /// Begins a job the core decided on.
@@ -243,27 +249,50 @@ impl Agent {
             | Job::Restart { .. }
             | Job::Rewind { .. }
             | Job::Replace { .. } => {
-                self.instance.set_attached();
                 self.instance.set_applied(None);
                 self.job_plan = Some(self.instance.plan());
             }
             Job::Stop { .. } | Job::CheckDivergence { .. } | Job::CrashRecovery => {}
         }
+        self.expect_callback(&job);
         let work = Work {
             plan: self.instance.plan(),
+            caller: self.instance.caller.clone(),
             version: self.instance.version(),
             authority: self.authority.clone(),
             guard: self.guard.clone(),
             logical_slots: self.logical_slots(),
             restart_upstream: self.instance.follows.clone(),
+            citus: self.herald_for(&job),
         };
         let task = job.clone();
         self.job.start(job, |reporter| work.run(task, reporter));
     }
 
+    /// Which callback follows the job that begins, if its start of the server is not seen to its end. Those that stop a server first
+    /// say so themselves, once it is down: until then it may all come to nothing.
+    fn expect_callback(&self, job: &Job) {
+        let mut known = self.instance.caller.known();
+        known.taken(self.role);
+        match job {
+            Job::Bootstrap => known.created(),
+            Job::StartPrimary { .. } | Job::StartStandby { .. } => known.starting(Event::OnStart),
+            Job::Restart { .. }
+            | Job::RestartToFollow { .. }
+            | Job::CopySlots { .. }
+            | Job::Clone { .. }
+            | Job::Promote
+            | Job::Stop { .. }
+            | Job::CheckDivergence { .. }
+            | Job::CrashRecovery
+            | Job::Rewind { .. }
+            | Job::Replace { .. } => {}
+        }
+    }
+
     /// What the end of a job changes in what this node knows of itself.
     pub(super) async fn settle_job(&mut self) {
-        let role = self.role;
+        let standby_role = self.standby_role();
         let Some((job, ended)) = self.job.ended() else {
             return;
         };
@@ -297,6 +326,17 @@ impl Agent {
             | Job::Replace { .. } => {}
         }
         let plan = self.job_plan.take();
+        if let Job::StartStandby { .. } | Job::RestartToFollow { .. } = job
+            && (done || failed)
+        {
+            let event = if matches!(job, Job::StartStandby { .. }) {
+                Event::OnStart
+            } else {
+                Event::OnRestart
+            };
+            self.instance
+                .tell(|known| known.followed(standby_role, event, done));
+        }
         if !done {
             self.settle_restart();
             return;
@@ -317,45 +357,33 @@ impl Agent {
             | Job::Replace { .. } => {}
         }
         match job {
-            Job::Bootstrap => self.instance.callback(Event::OnStart, Role::Primary),
-            Job::StartPrimary { .. } => self.instance.callback(Event::OnStart, Role::Primary),
-            Job::StartStandby { .. } => {
-                let event = if role == Role::Demoted {
-                    Event::OnRoleChange
-                } else {
-                    Event::OnStart
-                };
-                self.instance.callback(event, Role::Replica);
-            }
-            Job::RestartToFollow { .. } => self.instance.callback(Event::OnRestart, Role::Replica),
+            Job::StartPrimary { .. } => self.instance.tell(Known::started_primary),
             Job::CopySlots { .. } => {
-                self.instance.callback(Event::OnStop, Role::Replica);
-                self.instance.callback(Event::OnStart, Role::Replica);
+                self.instance
+                    .tell(|known| known.followed(standby_role, Event::OnStart, true));
             }
-            Job::Restart { .. } => self.instance.callback(Event::OnRestart, role),
-            Job::Promote => {
-                self.instance.follows = None;
-                self.instance.callback(Event::OnRoleChange, Role::Primary);
+            Job::Restart { .. } => self.instance.tell(Known::restarted),
+            Job::Promote => self.instance.follows = None,
+            // A standby that was stopped to be repaired is still known to have diverged.
+            Job::Stop { purpose, .. } if *purpose != StopPurpose::Maintenance => {
+                self.instance.divergence = Divergence::Unchecked;
             }
-            Job::Stop { purpose, .. } => {
-                // A standby that was stopped to be repaired is still known to have diverged.
-                if *purpose != StopPurpose::Maintenance {
-                    self.instance.divergence = Divergence::Unchecked;
-                }
-                self.instance.callback(Event::OnStop, role);
-            }
-            Job::Clone { .. }
+            Job::Clone { .. } | Job::Replace { .. } => self.instance.caller.known().replaced(),
+            Job::Stop { .. }
+            | Job::Bootstrap
+            | Job::StartStandby { .. }
+            | Job::RestartToFollow { .. }
             | Job::CheckDivergence { .. }
             | Job::CrashRecovery
-            | Job::Rewind { .. }
-            | Job::Replace { .. } => {}
+            | Job::Rewind { .. } => {}
         }
         self.settle_restart();
     }
 
     /// Points a running standby elsewhere.
     pub(super) async fn follow(&mut self, upstream: &Upstream) {
-        match self.instance.follow(upstream).await {
+        let role = self.standby_role();
+        match self.instance.follow(upstream, role).await {
             Ok(()) => tracing::info!("receiving from {}", upstream_name(upstream)),
             Err(error) => tracing::error!("cannot follow {}: {error:#}", upstream_name(upstream)),
         }
@@ -385,7 +413,10 @@ impl Agent {
             self.reload_local();
         }
         if self.job.running().is_none() {
-            self.instance.attach(self.role);
+            if self.instance.sample.is_some() {
+                let (role, leads) = (self.role, self.held.is_some());
+                self.instance.tell(|known| known.runs_as(role, leads));
+            }
             self.follow_role();
             let limit = self.budget(UPKEEP_LIMIT);
             self.instance.settle_plan(clock::now(), limit).await;

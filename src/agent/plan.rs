@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::effective::Effective;
-use crate::config::{Bootstrap, dynamic};
+use crate::config::{Bootstrap, Config, dynamic};
 use crate::ha::observation::{StandbyNames, Upstream};
+use crate::postgres::LocalHost;
 use crate::postgres::conninfo::{self, PrimaryConninfo};
 use crate::postgres::control::Limits;
 use crate::postgres::params::{
@@ -34,6 +35,29 @@ pub(super) struct Plan {
     pub(super) standby_names: Option<StandbyNames>,
     /// This node, or one that streams through it, has logical slots: `hot_standby_feedback` is forced on.
     pub(super) feedback: bool,
+    pub(super) citus: Option<Citus>,
+}
+
+/// What Citus asks of a server and of a new cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Citus {
+    pub(super) database: String,
+    /// In the coordinator's group: where the workers reach this node.
+    pub(super) coordinator: Option<(String, u16)>,
+}
+
+impl Citus {
+    /// `None`: not configured.
+    pub(super) fn of(config: &Config) -> Option<Citus> {
+        let citus = config.citus.as_ref()?;
+        let address = &config.postgresql.connect_address;
+        let coordinator = (citus.group == crate::citus::COORDINATOR)
+            .then(|| (address.host.clone(), address.port.unwrap_or(5432)));
+        Some(Citus {
+            database: citus.database.clone(),
+            coordinator,
+        })
+    }
 }
 
 /// How the server is about to run.
@@ -89,6 +113,11 @@ impl Plan {
     ) -> Layout {
         let major = PgVersion(version.0 / 10_000 * 10_000);
         let listen = self.effective.settings.listen_addresses.join(",");
+        let local_host = match self.effective.settings.local_host() {
+            LocalHost::Tcp(host) => host,
+            LocalHost::Socket(directory) => directory.display().to_string(),
+            LocalHost::DefaultSocket => "localhost".to_owned(),
+        };
         let server = params::server_settings(&ServerInputs {
             configured: &self.effective.parameters,
             listen_addresses: &listen,
@@ -106,7 +135,7 @@ impl Plan {
                 Way::Primary | Way::RunningPrimary | Way::Standby(_) | Way::AnyStandby => false,
             },
             force_feedback: self.feedback,
-            citus_local_host: None,
+            citus_local_host: self.citus.as_ref().map(|_| local_host.as_str()),
         });
         let mut problems: Vec<String> = server.problems.iter().map(ToString::to_string).collect();
         let (recovery, passwords) = match way {

@@ -8,8 +8,9 @@ use crate::clock;
 use crate::cluster::{CONTRACT_VERSION, Member, Status, Tags, wire};
 use crate::dcs::{Document, Expect, Write};
 use crate::ha::Why;
-use crate::ha::observation::{Observation, Position, Process, StoreView};
+use crate::ha::observation::{Observation, Outcome, Position, Process, StoreView};
 use crate::node::{Snapshot, ViewSettings};
+use crate::restart::ScheduledRestart;
 use crate::types::{Lsn, Moment, PgState, Role};
 
 use super::Agent;
@@ -100,14 +101,10 @@ impl Agent {
             receive_lsn: standby.and_then(|(received, _, _)| received.known()),
             replication_state: standby.and_then(|(_, _, state)| state),
             timeline: local.position.as_ref().and_then(Position::timeline),
-            scheduled_restart: self.scheduled_restart.as_ref().map(|restart| {
-                let mut document = restart.document.clone();
-                if let Some(started) = restart.postmaster_start_time {
-                    let text = crate::timestamps::of_postgres(started);
-                    document.insert("postmaster_start_time".to_owned(), text.into());
-                }
-                document
-            }),
+            scheduled_restart: self
+                .scheduled_restart
+                .as_ref()
+                .map(ScheduledRestart::published),
             pause: obs.settings.pause,
             cannot_serve: self.memory.cannot_serve().map(str::to_owned),
         }
@@ -130,6 +127,7 @@ impl Agent {
         match self.patiently(budget, self.store.put_member(&value)).await {
             Ok(Write::Done(())) => {
                 self.counters.dcs_times.observe(clock::now().since(sent));
+                self.announce_primary(obs.postgres.state, obs.postgres.role);
             }
             Ok(Write::Refused(refusal)) => {
                 tracing::warn!(?refusal, "the store refuses my member key")
@@ -149,10 +147,10 @@ impl Agent {
     }
 
     /// Publishes the leader's position (and slots); only if it changed. A failure is no reason to step down (spec/dcs.md §4.2).
-    pub(super) async fn publish_status(&mut self, obs: &Observation, at: Option<Lsn>) {
+    pub(super) async fn publish_status(&mut self, obs: &Observation, at: Option<Lsn>) -> Outcome {
         let optime = at.or_else(|| obs.postgres.position.as_ref().map(Position::lsn));
         let Some(optime) = optime.and_then(Lsn::known) else {
-            return;
+            return Outcome::Refused;
         };
         let known = obs
             .cluster()
@@ -179,21 +177,28 @@ impl Agent {
             retain_slots,
         };
         if status == known {
-            return;
+            return Outcome::Done;
         }
         let value = wire::status_text(&status);
         let budget = self.budget(Duration::from_secs(1));
         let writing = self.store.put(Document::Status, &value, Expect::Anything);
         match self.patiently(budget, writing).await {
-            Ok(Write::Done(_)) => {}
+            Ok(Write::Done(_)) => Outcome::Done,
             Ok(Write::Refused(refusal)) => {
-                tracing::warn!(?refusal, "the store refuses the status key")
+                tracing::warn!(?refusal, "the store refuses the status key");
+                Outcome::Refused
             }
-            Ok(Write::Unknown(error)) => tracing::warn!("cannot write the status key: {error}"),
-            Err(_) => tracing::warn!(
-                "cannot write the status key within {} ms",
-                budget.as_millis()
-            ),
+            Ok(Write::Unknown(error)) => {
+                tracing::warn!("cannot write the status key: {error}");
+                Outcome::Unknown
+            }
+            Err(_) => {
+                tracing::warn!(
+                    "cannot write the status key within {} ms",
+                    budget.as_millis()
+                );
+                Outcome::Unknown
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::dcs::{Freshness, news};
 use crate::ha::observation::{Heard, Observation, Outcome, StoreView, Tried};
 use crate::ha::{self, Step};
+use crate::resident;
 use crate::systemd::Notice;
 use crate::types::Moment;
 
@@ -53,10 +54,29 @@ impl Agent {
             }
             loop {
                 let wake = self.wait().await;
+                self.rest(&wake);
                 if self.absorb(wake).await {
                     break;
                 }
             }
+        }
+    }
+
+    /// After a wait in which nothing happened, the code of what happened before it need not stay in memory.
+    fn rest(&mut self, wake: &Wake) {
+        match wake {
+            Wake::Timer if self.job.running().is_none() => {
+                if !std::mem::replace(&mut self.rests, true) {
+                    resident::forget_code();
+                }
+            }
+            Wake::Store | Wake::Timer => {}
+            Wake::PostmasterExit
+            | Wake::Job
+            | Wake::Command(_)
+            | Wake::Reload
+            | Wake::Stop
+            | Wake::Silence => self.rests = false,
         }
     }
 

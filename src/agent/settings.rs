@@ -171,6 +171,7 @@ impl Agent {
             synchronous: self.dynamic.synchronous_mode != SynchronousMode::Off,
             standby_names: self.instance.plan().standby_names.clone(),
             feedback: self.instance.plan().feedback,
+            citus: super::plan::Citus::of(&self.loaded.config),
         };
         self.instance.set_plan(plan);
     }

@@ -14,6 +14,7 @@ use crate::ha::observation::{JobView, Observation, Position, Upstream};
 use crate::node::PgTimestamp;
 use crate::postgres::logical::{self, Readiness, Seen};
 use crate::postgres::observe::Slot;
+use crate::postgres::older_wal;
 use crate::postgres::slots::{
     self, IgnoreSlot, LogicalSlot, PlanInputs, PresentSlot, SlotAction, SlotInputs, SlotMember,
 };
@@ -45,6 +46,8 @@ pub(super) struct Slots {
     /// The running server: what is known of slots holds for it alone.
     server: Option<PgTimestamp>,
     missing: Vec<String>,
+    /// WAL may have been fetched for a copy that nobody wants any more.
+    fetched: bool,
     /// What was complained about last, so that it is said once.
     complaints: BTreeSet<String>,
 }
@@ -105,6 +108,7 @@ impl Slots {
             self.readiness.forget();
             self.broken.clear();
             self.session = None;
+            self.fetched = true;
         }
     }
 
@@ -220,6 +224,7 @@ impl Agent {
             .iter()
             .filter(|slot| !(slot.temporary || slot.failover && slot.synced))
             .map(present_slot)
+            .filter(|slot| !self.is_of_citus(slot))
             .collect();
         self.slots.on_server(sample.postmaster_start_time);
 
@@ -313,7 +318,19 @@ impl Agent {
             }
         }
         self.slots.complain(complaints);
+        if !matches!(obs.job, JobView::Running { .. }) {
+            self.slots.forget_fetched(&settings);
+        }
         self.slots.carry_out(settings, version, actions, published);
+    }
+
+    /// A slot that Citus made for itself, in its database.
+    fn is_of_citus(&self, slot: &PresentSlot) -> bool {
+        let citus = self.loaded.config.citus.as_ref();
+        citus.is_some_and(|citus| {
+            slot.database.as_ref() == Some(&citus.database)
+                && crate::citus::is_own_slot(&slot.name, slot.plugin.as_deref())
+        })
     }
 
     fn ignored_slots(&self) -> Vec<IgnoreSlot> {
@@ -356,6 +373,14 @@ impl Slots {
                     .to_owned(),
             ),
             Seen::NoFeedback => {}
+        }
+    }
+
+    fn forget_fetched(&mut self, settings: &Settings) {
+        let of_no_use = self.fetched && self.missing.is_empty();
+        self.fetched = !self.missing.is_empty();
+        if of_no_use && let Err(error) = older_wal::discard(&settings.data_dir) {
+            tracing::warn!("{error}");
         }
     }
 

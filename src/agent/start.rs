@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 
 use crate::api;
@@ -19,6 +20,7 @@ use crate::dcs::{self, Freshness, Identity, Store};
 use crate::init::Guard;
 use crate::node::{Counters, NodeView};
 use crate::peers::Client;
+use crate::restart::ScheduledRestart;
 use crate::types::{Role, WallTime};
 
 use super::instance::Instance;
@@ -92,13 +94,19 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     let client = Client::new(&api::Settings::from_config(&config).client)
         .context("load the certificates of the REST client (ctl section)")?;
     let name = refuse_a_taken_name(&config, &store, &client, &instance_id);
-    tokio::select! {
-        free = name => free?,
+    let scheduled_restart = tokio::select! {
+        free = name => free?.and_then(|document| {
+            let restart = ScheduledRestart::read(document.clone());
+            if restart.is_none() {
+                tracing::warn!(?document, "a scheduled restart that was published cannot be understood and is dropped");
+            }
+            restart
+        }),
         () = signals.stop() => {
             tracing::info!("asked to stop while waiting for the store");
             return Ok(End::Clean);
         }
-    }
+    };
 
     let (effective, warnings) = Effective::build(&config, &dynamic, None);
     for warning in warnings {
@@ -114,6 +122,7 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         synchronous: dynamic.synchronous_mode != config::dynamic::SynchronousMode::Off,
         standby_names: None,
         feedback: false,
+        citus: super::plan::Citus::of(&config),
     };
     let instance = tokio::select! {
         instance = Instance::open(plan) => instance?,
@@ -141,6 +150,10 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
     let leaving = Arc::clone(&store);
     let pledge = super::failsafe::Pledge::default();
     let commands = super::failsafe::clerk(commands, pledge.clone(), view.subscribe());
+    let citus = config.citus.as_ref().map(|citus| {
+        let (views, settings) = (view.subscribe(), live_settings.subscribe());
+        super::citus::Citus::start(citus, &config.name, &store, &client, views, settings)
+    });
     let agent = Agent {
         me: config.name.clone(),
         conn_url: config.postgresql.conn_url(),
@@ -189,17 +202,19 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
         commands,
         requests: VecDeque::new(),
         restarting: None,
-        scheduled_restart: None,
+        scheduled_restart,
         reload_requested: false,
         signals,
         stopping: false,
         leader_stops_since: None,
         next_turn: now,
+        rests: false,
         wake_at: None,
         last_line: None,
         leaderless_since: None,
         sample_error: None,
         cached_document: None,
+        citus,
         slots: super::slots::Slots::default(),
         retention: crate::postgres::slots::Retention::default(),
         counters: Counters::default(),
@@ -210,23 +225,21 @@ pub async fn start(mut loaded: Loaded, guard: Guard) -> anyhow::Result<End> {
 }
 
 /// Two daemons of one name would share the leader key: if a member with my name answers, this one does not start
-/// (spec/ha.md §2.1). Waits for the store, which may come up after this node.
+/// (spec/ha.md §2.1). Waits for the store, which may come up after this node. Returns the restart that the member of this name has
+/// published as scheduled: it outlives the agent that took it (spec/ha.md §24).
 async fn refuse_a_taken_name(
     config: &Config,
     store: &Store,
     client: &Client,
     instance: &str,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Map<String, Value>>> {
     let mut changes = store.changes();
     let mut said = None;
     loop {
         match store.load(Freshness::Latest).await {
             Ok(cluster) => {
-                let namesake = cluster
-                    .members
-                    .get(&config.name)
-                    .and_then(|member| member.api_url.clone());
-                if let Some(api_url) = namesake
+                let namesake = cluster.members.get(&config.name);
+                if let Some(api_url) = namesake.and_then(|member| member.api_url.clone())
                     && client.is_name_taken(&api_url, instance).await
                 {
                     anyhow::bail!(
@@ -235,7 +248,7 @@ async fn refuse_a_taken_name(
                         config.scope
                     );
                 }
-                return Ok(());
+                return Ok(namesake.and_then(|member| member.scheduled_restart.clone()));
             }
             Err(error) => {
                 let line = error.to_string();

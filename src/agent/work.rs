@@ -1,5 +1,5 @@
 //! The long jobs: what happens to the data directory and the postmaster, one function each. They run beside the loop and may be dropped
-//! at any await; they never touch the store.
+//! at any await; they never write to the store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,28 +9,34 @@ use anyhow::{Context as _, anyhow, bail};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use crate::citus::agenda::Phase;
 use crate::clock;
-use crate::ha::decision::{Job, ReplaceReason, StopMode};
-use crate::ha::observation::{Divergence, JobEnd, Upstream};
+use crate::ha::decision::{Job, ReplaceReason, StopMode, StopPurpose};
+use crate::ha::observation::{ControlState, Divergence, JobEnd, Upstream};
 use crate::init::Guard;
 use crate::postgres::clone::{self, CloneRequest};
 use crate::postgres::conninfo::Conninfo;
-use crate::postgres::control::{self, ControlData};
+use crate::postgres::control::{self, ControlData, ShutdownPositions};
 use crate::postgres::directory::{self, Removal};
-use crate::postgres::logical;
+use crate::postgres::hooks::Event;
 use crate::postgres::params::{Parameters, PendingRestart};
 use crate::postgres::pidfile::{self, Found};
 use crate::postgres::process::{self, Postmaster, StartError};
 use crate::postgres::promote::{self, Promoted};
 use crate::postgres::ready::{self, Readiness};
 use crate::postgres::rewind::{self, RewindError, RewindRequest, Verdict};
+use crate::postgres::slot_copy;
 use crate::postgres::slots::LogicalSlot;
 use crate::postgres::sql::{Session, Target};
 use crate::postgres::stop::{self, Hooks, Mode};
-use crate::postgres::{LocalHost, Settings, bootstrap, hooks, options, render, single_user, write};
+use crate::postgres::{
+    self, LocalHost, Settings, bootstrap, hooks, options, render, single_user, write,
+};
 use crate::types::{Lsn, MemberName, PgVersion};
 
 use super::Authority;
+use super::callbacks::{Caller, Known};
+use super::citus::Herald;
 use super::job::{Ended, Reporter};
 use super::plan::{Layout, Plan, Restored, Way, address_of};
 
@@ -39,11 +45,15 @@ const CRASH_RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long the leader may take to hand out its slots.
 const COPY_LIMIT: Duration = Duration::from_secs(5);
+/// For the archive command to take what a primary left behind.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Everything a job may use.
 #[derive(Clone)]
 pub(super) struct Work {
     pub(super) plan: Arc<Plan>,
+    /// Calls back in the moments that are the jobs' own.
+    pub(super) caller: Caller,
     pub(super) version: PgVersion,
     pub(super) authority: Authority,
     pub(super) guard: Guard,
@@ -51,6 +61,8 @@ pub(super) struct Work {
     pub(super) restart_upstream: Option<Upstream>,
     /// The permanent logical slots of the configuration.
     pub(super) logical_slots: BTreeMap<String, LogicalSlot>,
+    /// A worker's leader tells the coordinator what this job does.
+    pub(super) citus: Option<Herald>,
 }
 
 impl Work {
@@ -67,8 +79,20 @@ impl Work {
                 mode,
                 bound,
                 checkpoint,
-                purpose: _,
-            } => self.stop(mode, bound, checkpoint, &reporter).await,
+                purpose,
+            } => {
+                let mut stopped = self.stop(mode, bound, checkpoint, &reporter).await;
+                if purpose == StopPurpose::DemoteCluster
+                    && let Ok(ended) = &mut stopped
+                {
+                    self.archive_the_end().await;
+                    // Whoever waits for this end before another site is promoted needs the checkpoint itself (spec/ha.md §7.3).
+                    if let Some(positions) = self.shutdown_positions().await {
+                        ended.end = JobEnd::StoppedAt(positions.checkpoint);
+                    }
+                }
+                stopped
+            }
             Job::Restart { timeout } => self.restart(timeout).await,
             Job::CopySlots { from, slots } => self.copy_slots(&from, &slots).await,
             Job::CheckDivergence { with } => self.check_divergence(&with).await,
@@ -214,6 +238,13 @@ impl Work {
             .await
             .context("connect to the new cluster")?;
         self.populate(&session).await?;
+        if let Some(citus) = &self.plan.citus {
+            let coordinator = citus.coordinator.as_ref();
+            let coordinator = coordinator.map(|(host, port)| (host.as_str(), *port));
+            postgres::citus::set_up(settings, &citus.database, coordinator)
+                .await
+                .with_context(|| format!("set Citus up in database {:?}", citus.database))?;
+        }
         directory::mark_complete(&settings.data_dir)?;
         Ok(raised)
     }
@@ -314,13 +345,15 @@ impl Work {
     async fn copy_from(
         &self,
         from: &Upstream,
-        replace: Option<Removal>,
+        because: Option<ReplaceReason>,
         reporter: &Reporter,
     ) -> anyhow::Result<Ended> {
         let settings = self.settings();
         let effective = &self.plan.effective;
         let section = |name: &str| effective.section.0.get(name);
         let names = match (&self.plan.standby_cluster, from) {
+            // None means a base backup.
+            _ if because == Some(ReplaceReason::RequestedFromLeader) => &Vec::new(),
             (Some(standby), Upstream::Remote { .. })
                 if !standby.create_replica_methods.is_empty() =>
             {
@@ -328,6 +361,10 @@ impl Work {
             }
             _ => &effective.create_replica_methods,
         };
+        let replace = because.map(|because| match because.on_request() {
+            true => Removal::Reinitialise,
+            false => Removal::Configured,
+        });
         let source = address_of(from).map(|address| clone::Source {
             conninfo: Conninfo::new(
                 &address,
@@ -349,7 +386,7 @@ impl Work {
             methods: &methods,
             source: source.as_ref(),
             replace,
-            keep_replaced: true,
+            keep_replaced: effective.keep_diverged,
             progress: &progress,
         };
         let copying = clone::clone(&request, std::future::pending::<()>());
@@ -406,8 +443,11 @@ impl Work {
 
     async fn restart_to_follow(&self, of: &Upstream) -> anyhow::Result<Ended> {
         if let Some(postmaster) = self.postmaster() {
-            stop::stop(self.settings(), &postmaster, Mode::Fast, None, &mut ()).await?;
+            self.checkpoint_before_stop().await;
+            self.stop_server(&postmaster, Mode::Fast, None, &mut ())
+                .await?;
         }
+        self.caller.known().starting(Event::OnRestart);
         self.start_standby(of).await
     }
 
@@ -418,13 +458,15 @@ impl Work {
             .any(|name| settings.data_dir.join(name).exists());
         if let Some(postmaster) = self.postmaster() {
             self.checkpoint_before_stop().await;
-            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+            self.stop_server(&postmaster, Mode::Fast, None, &mut ())
+                .await?;
         }
         let way = match (&self.restart_upstream, standby) {
             (_, false) => Way::Primary,
             (Some(upstream), true) => Way::Standby(upstream),
             (None, true) => Way::AnyStandby,
         };
+        self.caller.known().starting(Event::OnRestart);
         let raised = self.start(&way, limit).await?;
         Ok(Ended {
             raised: Some(raised),
@@ -438,33 +480,41 @@ impl Work {
         let address = address_of(from).ok_or_else(|| anyhow!("no address to copy slots from"))?;
         let mut wanted = self.logical_slots.clone();
         wanted.retain(|name, _| slots.contains(name));
-        let reading = logical::read(settings, self.version, &address, &wanted);
+        let here = control::read(settings).await?;
+        let reading = slot_copy::read(settings, self.version, &address, &wanted, &here);
         let copies = tokio::time::timeout(COPY_LIMIT, reading)
             .await
-            .with_context(|| format!("no answer within {} s", COPY_LIMIT.as_secs()))
+            .with_context(|| {
+                let limit = COPY_LIMIT.as_secs();
+                format!("not done within {limit} s; the next try goes on with the WAL")
+            })
             .and_then(|copies| Ok(copies?))
             .with_context(|| format!("read slots from {}", address.host))?;
         if copies.is_empty() {
             bail!(
-                "{} has none of the slots {}",
+                "nothing to copy on {} for the slots {}",
                 address.host,
                 slots.join(", ")
             );
         }
         if let Some(postmaster) = self.postmaster() {
             self.checkpoint_before_stop().await;
-            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+            self.stop_server(&postmaster, Mode::Fast, None, &mut ())
+                .await?;
+            self.caller.tell(&self.plan, Known::stopped);
         }
-        let installed = logical::install(&settings.data_dir, &copies);
+        self.caller.known().starting(Event::OnStart);
+        let installed = match control::read(settings).await {
+            Ok(here) => slot_copy::install(&settings.data_dir, &copies, &here).map_err(Into::into),
+            Err(error) => Err(anyhow::Error::from(error)),
+        };
         let way = match &self.restart_upstream {
             Some(upstream) => Way::Standby(upstream),
             None => Way::AnyStandby,
         };
         let limit = settings.pg_ctl_timeout.max(CRASH_RECOVERY_LIMIT);
         let raised = self.start(&way, limit).await?;
-        installed?;
-        let names: Vec<&str> = copies.iter().map(|copy| copy.name.as_str()).collect();
-        tracing::info!(slots = ?names, "copied logical replication slots");
+        tracing::info!(slots = ?installed?, "copied logical replication slots");
         Ok(Ended {
             raised: Some(raised),
             ..JobEnd::Done.into()
@@ -507,26 +557,15 @@ impl Work {
             )
             .await?;
         }
-        if self.version.at_least(13) {
-            let layout = self.plan.layout(
-                self.version,
-                &Way::Standby(&Upstream::Nobody),
-                control::read(settings).await.ok().map(|c| c.limits),
-            );
-            let rewrite = async {
-                write::write(settings, &layout.wanted)
-                    .map(|_| ())
-                    .map_err(std::io::Error::other)
-            };
-            if !promote::cut_receiver(&postmaster, rewrite).await? {
-                tracing::warn!("the WAL receiver is still there; promoting anyway");
-            }
-        }
+        let told = self.tell_citus(Phase::BeforePromote);
+        let (cut, ()) = tokio::join!(self.cut_receiver(&postmaster), told);
+        cut?;
         // The point of no return. Nothing may come between this check and the signal.
         if !self.authority.holds(clock::now()) {
             bail!("the leader key is not ours any more; not promoting");
         }
         promote::promote(settings, &postmaster).await?;
+        self.caller.tell(&self.plan, Known::promoted);
         reporter.send_modify(|report| report.promoting = true);
         match promote::finished(settings, &postmaster).await {
             Promoted::InProduction => {}
@@ -541,6 +580,28 @@ impl Work {
             raised: Some(PendingRestart::new()),
             end: JobEnd::Done,
         })
+    }
+
+    /// A standby that is promoted must not wait for its receiver to notice it (13+).
+    async fn cut_receiver(&self, postmaster: &Postmaster) -> anyhow::Result<()> {
+        if !self.version.at_least(13) {
+            return Ok(());
+        }
+        let settings = self.settings();
+        let layout = self.plan.layout(
+            self.version,
+            &Way::Standby(&Upstream::Nobody),
+            control::read(settings).await.ok().map(|c| c.limits),
+        );
+        let rewrite = async {
+            write::write(settings, &layout.wanted)
+                .map(|_| ())
+                .map_err(std::io::Error::other)
+        };
+        if !promote::cut_receiver(postmaster, rewrite).await? {
+            tracing::warn!("the WAL receiver is still there; promoting anyway");
+        }
+        Ok(())
     }
 
     async fn stop(
@@ -563,6 +624,34 @@ impl Work {
         if checkpoint {
             self.checkpoint_before_stop().await;
         }
+        let mut moments = Moments {
+            work: self,
+            reporter,
+            published: None,
+        };
+        let how = self
+            .stop_server(&postmaster, mode, bound, &mut moments)
+            .await?;
+        self.caller.tell(&self.plan, Known::stopped);
+        tracing::info!("PostgreSQL is stopped{}", how.detour());
+        let published = moments.published;
+        Ok(self.stopped(published).await)
+    }
+
+    /// Stops a running server; before that the operator's script has its time (spec/postgres-management.md §4.1), whatever it stops for,
+    /// within the `bound` of the whole. Not in an immediate stop, where Patroni runs it, too: whoever lost the key stops at once.
+    async fn stop_server(
+        &self,
+        postmaster: &Postmaster,
+        mode: Mode,
+        bound: Option<Duration>,
+        moments: &mut impl Hooks,
+    ) -> anyhow::Result<stop::Stopped> {
+        let began = clock::now();
+        // An immediate stop is for a server that must take no write any more: it waits for nobody.
+        if mode == Mode::Immediate {
+            return Ok(stop::stop(self.settings(), postmaster, mode, bound, moments).await?);
+        }
         if let Some(command) = &self.plan.effective.before_stop {
             let limit = bound.unwrap_or(Duration::from_secs(60));
             let none = std::future::pending::<()>();
@@ -579,31 +668,75 @@ impl Work {
                 tracing::warn!("{error}");
             }
         }
-        let mut moments = Moments {
-            work: self,
-            reporter,
-            published: None,
+        // Then, and not before the script: the traffic that waits can wait only so long (spec/ha.md §7.2).
+        self.tell_citus(Phase::BeforeDemote).await;
+        let bound = bound.map(|bound| bound.saturating_sub(clock::now().since(began)));
+        Ok(stop::stop(self.settings(), postmaster, mode, bound, moments).await?)
+    }
+
+    /// Whatever comes of it, the job goes on.
+    async fn tell_citus(&self, phase: Phase) {
+        if let Some(herald) = &self.citus {
+            herald.tell(phase).await;
+        }
+    }
+
+    /// The command that archives WAL, when archiving is on.
+    fn archive_command(&self) -> Option<&str> {
+        let parameters = &self.plan.effective.parameters;
+        let command = parameters.get("archive_command")?;
+        (!command.is_empty()).then_some(command)
+    }
+
+    /// Whoever continues from the archive of a cluster that has become a standby cluster needs its very last record too: with it no
+    /// rewind is needed here later (spec/postgres-management.md §4.4).
+    async fn archive_the_end(&self) {
+        let mode = self.plan.effective.parameters.get("archive_mode");
+        let on = mode.is_some_and(|mode| {
+            mode == "always" || crate::config::value::parse_bool(&Value::from(mode)) == Some(true)
+        });
+        let (Some(command), true) = (self.archive_command(), on) else {
+            return;
         };
-        let how = stop::stop(settings, &postmaster, mode, bound, &mut moments).await?;
-        tracing::info!("PostgreSQL is stopped{}", how.detour());
-        let published = moments.published;
-        Ok(self.stopped(published).await)
+        let settings = self.settings();
+        let file = match control::read(settings).await {
+            Ok(control) if control.state == ControlState::ShutDown => control.redo_wal_file,
+            Ok(control) => {
+                tracing::warn!(state = ?control.state, "the last WAL is not archived: PostgreSQL was not shut down cleanly");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!("the last WAL is not archived: {error}");
+                return;
+            }
+        };
+        // An archive that stands still must not keep the cluster's only leader from coming back.
+        let late = tokio::time::sleep(ARCHIVE_LIMIT);
+        match rewind::archive_until(settings, self.version, command, &file, late).await {
+            Ok(failed) if failed.is_empty() => {
+                tracing::info!(file, "archived the WAL up to the shutdown checkpoint");
+            }
+            Ok(failed) => tracing::warn!(?failed, "the last WAL could not be archived"),
+            Err(error) => tracing::warn!("the last WAL is not archived: {error}"),
+        }
     }
 
     async fn stopped(&self, published: Option<Lsn>) -> Ended {
         let lsn = match published {
             Some(lsn) => Some(lsn),
-            None => self.shutdown_position().await,
+            None => self
+                .shutdown_positions()
+                .await
+                .map(|positions| positions.published),
         };
         lsn.map_or(JobEnd::Done, JobEnd::StoppedAt).into()
     }
 
-    async fn shutdown_position(&self) -> Option<Lsn> {
+    async fn shutdown_positions(&self) -> Option<ShutdownPositions> {
         let control = control::read(self.settings()).await.ok()?;
-        let positions = control::shutdown_positions(self.settings(), &control, self.version)
+        control::shutdown_positions(self.settings(), &control, self.version)
             .await
-            .ok()??;
-        Some(positions.published)
+            .ok()?
     }
 
     async fn crash_recovery(&self) -> anyhow::Result<Ended> {
@@ -659,26 +792,15 @@ impl Work {
             ),
         }
         if let Some(postmaster) = self.postmaster() {
-            stop::stop(settings, &postmaster, Mode::Fast, None, &mut ()).await?;
+            self.stop_server(&postmaster, Mode::Fast, None, &mut ())
+                .await?;
+            self.caller.tell(&self.plan, Known::stopped);
         }
-        if let Some(command) = self
-            .plan
-            .effective
-            .parameters
-            .get("archive_command")
-            .filter(|command| !command.is_empty())
-        {
-            match rewind::archive_ready(
-                settings,
-                self.version,
-                command,
-                std::future::pending::<()>(),
-            )
-            .await
-            {
-                Ok(archived) => {
-                    tracing::info!(segments = archived.len(), "archived WAL that waited")
-                }
+        if let Some(command) = self.archive_command() {
+            let never = std::future::pending::<()>();
+            match rewind::archive_ready(settings, self.version, command, never).await {
+                Ok(failed) if failed.is_empty() => {}
+                Ok(failed) => tracing::warn!(segments = failed.len(), "WAL could not be archived"),
                 Err(error) => tracing::warn!("cannot archive the WAL that waits: {error}"),
             }
         }
@@ -727,10 +849,9 @@ impl Work {
     }
 
     fn upstream_name(&self, upstream: &Upstream) -> anyhow::Result<MemberName> {
-        match upstream {
-            Upstream::Member { name, .. } => Ok(name.clone()),
-            Upstream::Remote { .. } | Upstream::Nobody => Ok(MemberName::new("remote primary")?),
-        }
+        upstream
+            .name()
+            .ok_or_else(|| anyhow!("there is no server to compare histories with"))
     }
 
     async fn replace(
@@ -740,20 +861,12 @@ impl Work {
         reporter: &Reporter,
     ) -> anyhow::Result<Ended> {
         if let Some(postmaster) = self.postmaster() {
-            stop::stop(
-                self.settings(),
-                &postmaster,
-                Mode::Immediate,
-                Some(Duration::from_secs(10)),
-                &mut (),
-            )
-            .await?;
+            let limit = Some(Duration::from_secs(10));
+            self.stop_server(&postmaster, Mode::Immediate, limit, &mut ())
+                .await?;
+            self.caller.tell(&self.plan, Known::stopped);
         }
-        let removal = match because {
-            ReplaceReason::Requested => Removal::Reinitialise,
-            ReplaceReason::Diverged | ReplaceReason::RewindFailed => Removal::Configured,
-        };
-        self.copy_from(from, Some(removal), reporter).await
+        self.copy_from(from, Some(because), reporter).await
     }
 }
 

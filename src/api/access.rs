@@ -26,11 +26,18 @@ impl Network {
             None => (text, None),
         };
         let address: IpAddr = address.trim().trim_matches(['[', ']']).parse().ok()?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let bits: u8 = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix
             .map_or(Some(bits), |prefix| prefix.trim().parse().ok())
             .filter(|prefix| *prefix <= bits)?;
-        Some(Network { address, prefix })
+        // Peers are compared as IPv4 where they are that; a network spelled as mapped addresses must match them, too (D2).
+        Some(match address.to_canonical() {
+            IpAddr::V4(mapped) if bits == 128 && prefix >= 96 => Network {
+                address: mapped.into(),
+                prefix: prefix - 96,
+            },
+            _ => Network { address, prefix },
+        })
     }
 
     pub(crate) fn contains(&self, peer: IpAddr) -> bool {
@@ -91,7 +98,6 @@ pub(crate) struct Refused(pub(crate) u16, pub(crate) &'static str);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Caller {
     pub(crate) address: IpAddr,
-    pub(crate) over_tls: bool,
     pub(crate) has_certificate: bool,
 }
 
@@ -125,25 +131,41 @@ impl Rules {
         }
     }
 
-    /// Whether a guarded call may proceed. `with_members`: member addresses count as allowed where the settings say so.
+    /// Guarded calls need a user and a password.
+    pub(crate) fn asks_password(&self) -> bool {
+        self.expected.is_some()
+    }
+
+    /// Guarded calls need a client certificate.
+    pub(crate) fn asks_certificate(&self) -> bool {
+        self.certificate_wanted
+    }
+
+    /// Whether a guarded call may proceed. `friends`: whose addresses count as allowed where the settings say so.
     pub(crate) async fn check(
         &self,
         caller: Caller,
         headers: &HeaderMap,
         view: &NodeView,
         now: Moment,
-        with_members: bool,
+        friends: Friends,
     ) -> Result<(), Refused> {
-        let members_count = self.include_members && with_members;
+        // Without an allowlist a leader in need must not be turned away from a door that is open to everybody else.
+        let members_count = self.include_members
+            && match friends {
+                Friends::Members => true,
+                Friends::FailsafeTopology => self.allowlist_given,
+            };
         if self.allowlist_given || members_count {
             let peer = caller.address.to_canonical();
             let listed = self.allowed.iter().any(|network| network.contains(peer));
-            let allowed = listed || (members_count && is_member(view, now, peer).await);
+            let allowed = listed || (members_count && friends.include(view, now, peer).await);
             if !allowed {
                 return Err(Refused(403, "Access is denied"));
             }
         }
-        if caller.over_tls && self.certificate_wanted && !caller.has_certificate {
+        // Also over a connection without TLS, of before it was switched on: it fails closed.
+        if self.certificate_wanted && !caller.has_certificate {
             return Err(Refused(403, "client certificate required"));
         }
         let Some(expected) = &self.expected else {
@@ -157,23 +179,42 @@ impl Rules {
     }
 }
 
-async fn is_member(view: &NodeView, now: Moment, peer: IpAddr) -> bool {
-    let Some(cluster) = view.current_cluster(now) else {
-        return false;
-    };
-    for member in cluster.members.values() {
-        let Some(host) = member.api_url.as_deref().and_then(crate::peers::host_of) else {
-            continue;
+/// Who may call besides the allowlist, if `allowlist_include_members` is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Friends {
+    /// The members, as the store tells now.
+    Members,
+    /// The members of failsafe mode: they are asked by a leader while the store tells nothing (spec/ha.md §24 row 23).
+    FailsafeTopology,
+}
+
+impl Friends {
+    async fn include(self, view: &NodeView, now: Moment, peer: IpAddr) -> bool {
+        let urls: Vec<&str> = match self {
+            Friends::Members => view
+                .current_cluster(now)
+                .into_iter()
+                .flat_map(|cluster| cluster.members.values())
+                .filter_map(|member| member.api_url.as_deref())
+                .collect(),
+            Friends::FailsafeTopology => view
+                .failsafe_topology
+                .iter()
+                .flat_map(|topology| topology.values())
+                .map(String::as_str)
+                .collect(),
         };
-        let networks = match Network::parse(&host) {
-            Some(network) => vec![network],
-            None => resolve(&host).await,
-        };
-        if networks.iter().any(|network| network.contains(peer)) {
-            return true;
+        for host in urls.into_iter().filter_map(crate::peers::host_of) {
+            let networks = match Network::parse(&host) {
+                Some(network) => vec![network],
+                None => resolve(&host).await,
+            };
+            if networks.iter().any(|network| network.contains(peer)) {
+                return true;
+            }
         }
+        false
     }
-    false
 }
 
 /// Takes as long for a wrong first byte as for a wrong last one.
@@ -253,10 +294,64 @@ mod tests {
         }
         let caller = Caller {
             address: peer.parse().unwrap(),
-            over_tls: false,
             has_certificate: false,
         };
-        rules.check(caller, &headers, &view, now, true).await
+        rules
+            .check(caller, &headers, &view, now, Friends::Members)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_asked_for_is_asked_for_without_tls_too() {
+        let mut settings = Settings {
+            authentication: None,
+            allowlist: Vec::new(),
+            ..settings()
+        };
+        let open = Rules::new(&settings).await;
+        assert_eq!(check(&open, "10.1.2.3", None).await, Ok(()));
+        settings.tls = Some(crate::api::TlsSettings {
+            certfile: "/node.pem".to_owned(),
+            keyfile: None,
+            keyfile_password: None,
+            cafile: None,
+            verify_client: VerifyClient::Required,
+        });
+        let closed = Rules::new(&settings).await;
+        assert_eq!(
+            check(&closed, "10.1.2.3", None).await,
+            Err(Refused(403, "client certificate required"))
+        );
+    }
+
+    #[tokio::test]
+    async fn members_of_failsafe_mode_may_ask_whatever_the_store_tells() {
+        let now = Moment(Duration::ZERO);
+        let mut view = NodeView::starting(MemberName::new("a").unwrap(), "s", now);
+        let leader = MemberName::new("b").unwrap();
+        let topology = [(leader, "http://192.168.0.2:8008/patroni".to_owned())];
+        view.failsafe_topology = Some(std::sync::Arc::new(topology.into_iter().collect()));
+        let asks = async |peer: &str, include_members, friends| {
+            let settings = Settings {
+                authentication: None,
+                allowlist_include_members: include_members,
+                ..settings()
+            };
+            let rules = Rules::new(&settings).await;
+            let caller = Caller {
+                address: peer.parse().unwrap(),
+                has_certificate: false,
+            };
+            let headers = HeaderMap::new();
+            rules.check(caller, &headers, &view, now, friends).await
+        };
+        let denied = Err(Refused(403, "Access is denied"));
+        let topology = Friends::FailsafeTopology;
+        assert_eq!(asks("192.168.0.2", true, topology).await, Ok(()));
+        assert_eq!(asks("192.168.0.3", true, topology).await, denied);
+        assert_eq!(asks("192.168.0.2", false, topology).await, denied);
+        assert_eq!(asks("192.168.0.2", true, Friends::Members).await, denied);
+        assert_eq!(asks("10.1.0.1", true, topology).await, Ok(()));
     }
 
     #[tokio::test]
@@ -301,5 +396,10 @@ mod tests {
                 .contains("::1".parse().unwrap())
         );
         assert_eq!(Network::parse("10.0.0.0/33"), None);
+        assert_eq!(
+            Network::parse("::ffff:10.0.0.0/104"),
+            Network::parse("10.0.0.0/8"),
+            "D2: spelled the other way round"
+        );
     }
 }

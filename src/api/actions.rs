@@ -17,17 +17,18 @@ use crate::cluster::{Cluster, wire};
 use crate::config::value;
 use crate::dcs::{Document, Expect, Write};
 use crate::node::{
-    CitusEvent, Command, FailsafeOutcome, FailsafePing, ReinitializeOutcome, RestartConditions,
-    RestartOutcome, ScheduledRestart, SynchronousMode,
+    CitusEvent, Command, FailsafeOutcome, FailsafePing, ReinitializeOutcome, RestartOutcome,
+    SynchronousMode,
 };
+use crate::restart::{RestartConditions, ScheduledRestart};
 use crate::timestamps::{self, Parsed};
-use crate::types::{Lsn, MemberName, PgVersion, Role};
+use crate::types::{Lsn, MemberName};
 use crate::{clock, topology};
 
-use super::{Api, Context, Need, PEER_DEADLINE, error_page, read_object, values};
+use super::{Api, Context, Need, PEER_DEADLINE, error_page, read_object};
 
 /// A refusal or failure that ends a handler early.
-type Answer = Result<Response<Body>, Response<Body>>;
+pub(super) type Answer = Result<Response<Body>, Response<Body>>;
 
 /// Patience for answers that the agent gives without doing anything long.
 const AGENT_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,10 +70,30 @@ pub(super) async fn failover(State(api): State<Arc<Api>>, request: Request) -> A
     change_leader(&api, request, Action::Failover).await
 }
 
-/// A member name in a body: `""`, null and absent mean the same.
-fn name_in(body: &Map<String, Value>, keys: &[&str]) -> Option<MemberName> {
-    keys.iter()
-        .find_map(|key| MemberName::new(body.get(*key)?.as_str()?).ok())
+/// A member name in a body: `""`, null and absent mean the same. Anything else that is no text is refused: a switchover to a
+/// candidate that cannot be read must not become one to just anybody.
+pub(super) fn name_in(
+    body: &Map<String, Value>,
+    keys: &[&str],
+) -> Result<Option<MemberName>, Response<Body>> {
+    for key in keys {
+        match body.get(*key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) => {
+                if let Ok(name) = MemberName::new(text.as_str()) {
+                    return Ok(Some(name));
+                }
+            }
+            Some(_) => {
+                return Err(error_page(
+                    400,
+                    "Bad Request",
+                    &format!("{key} should be a text"),
+                ));
+            }
+        }
+    }
+    Ok(None)
 }
 
 async fn change_leader(api: &Api, request: Request, asked: Action) -> Answer {
@@ -81,8 +102,8 @@ async fn change_leader(api: &Api, request: Request, asked: Action) -> Answer {
         .get::<Context>()
         .map(|context| context.mark.clone());
     let body = read_object(request, Need::Body).await?;
-    let leader = name_in(&body, &["leader"]);
-    let candidate = name_in(&body, &["candidate", "member"]);
+    let leader = name_in(&body, &["leader"])?;
+    let candidate = name_in(&body, &["candidate", "member"])?;
     let scheduled_at = body
         .get("scheduled_at")
         .filter(|value| !matches!(value, Value::Null) && value.as_str() != Some(""));
@@ -398,44 +419,15 @@ pub(super) async fn restart(State(api): State<Arc<Api>>, request: Request) -> An
     let mut schedule = None;
     let mut document = Map::new();
     for (key, value) in &body {
-        match key.as_str() {
-            "schedule" => {
-                let (at, text) = parse_schedule(&api, value, "restart")?;
-                schedule = Some(at);
-                document.insert(key.clone(), text.into());
-                continue;
-            }
-            "role" => {
-                conditions.role =
-                    Some(match value.as_str() {
-                        Some("primary") => Role::Primary,
-                        Some("standby_leader") => Role::StandbyLeader,
-                        Some("replica") => Role::Replica,
-                        _ => return Err(api.text(
-                            400,
-                            "PostgreSQL role should be either primary, standby_leader, or replica",
-                        )),
-                    });
-            }
-            "postgres_version" => {
-                conditions.below_version =
-                    Some(parse_version(value).map_err(|message| api.text(400, &message))?);
-            }
-            "timeout" => match values::parse_seconds(value) {
-                Some(timeout) => conditions.timeout = Some(timeout),
-                None => return Err(api.text(400, "Timeout should be a positive number of seconds")),
-            },
-            "restart_pending" => match value::parse_bool(value) {
-                Some(flag) => conditions.only_pending = flag,
-                None => return Err(api.text(400, "restart_pending should be a boolean")),
-            },
-            other => {
-                return Err(api.text(
-                    400,
-                    &format!("Unknown filter for the scheduled restart: {other}"),
-                ));
-            }
+        if key == "schedule" {
+            let (at, text) = parse_schedule(&api, value, "restart")?;
+            schedule = Some(at);
+            document.insert(key.clone(), text.into());
+            continue;
         }
+        conditions
+            .add(key, value)
+            .map_err(|message| api.text(400, &message))?;
         document.insert(key.clone(), value.clone());
     }
     if let Some(at) = schedule {
@@ -472,32 +464,6 @@ pub(super) async fn restart(State(api): State<Arc<Api>>, request: Request) -> An
     )
 }
 
-/// `X.Y` (10 and later) or `X.Y.Z`, as PostgreSQL numbers it.
-pub(crate) fn parse_version(value: &Value) -> Result<(String, PgVersion), String> {
-    let format_error =
-        |text: &str| format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}");
-    let Some(text) = value.as_str() else {
-        return Err(format_error(&value.to_string()));
-    };
-    let parts: Vec<&str> = text.split('.').collect();
-    if !(2..=3).contains(&parts.len()) {
-        return Err(format_error(text));
-    }
-    let invalid = || format!("Invalid PostgreSQL version: {text}");
-    let numbers: Vec<u32> = parts
-        .iter()
-        .map(|part| part.parse().ok().filter(|n: &u32| *n < 1000))
-        .collect::<Option<_>>()
-        .ok_or_else(invalid)?;
-    let number = match numbers.as_slice() {
-        [major, minor] if *major >= 10 => major * 10_000 + minor,
-        [major, minor, patch] if *major < 10 => major * 10_000 + minor * 100 + patch,
-        [major, minor, patch] if *minor == 0 => major * 10_000 + patch,
-        _ => return Err(invalid()),
-    };
-    Ok((text.to_owned(), PgVersion(number)))
-}
-
 pub(super) async fn delete_restart(State(api): State<Arc<Api>>) -> Answer {
     let deleted = ask(&api, Some(AGENT_DEADLINE), |reply| Command::CancelRestart {
         reply,
@@ -519,8 +485,12 @@ pub(super) async fn reload(State(api): State<Arc<Api>>) -> Answer {
 
 pub(super) async fn reinitialize(State(api): State<Arc<Api>>, request: Request) -> Answer {
     let body = read_object(request, Need::Optional).await?;
-    let flag = |keys: &[&str]| match keys.iter().find_map(|key| body.get(*key)) {
-        None | Some(Value::Null) => Ok(false),
+    let given = |keys: &[&str]| {
+        let mut values = keys.iter().filter_map(|key| body.get(*key));
+        values.find(|value| !value.is_null()).cloned()
+    };
+    let flag = |keys: &[&str]| match &given(keys) {
+        None => Ok(false),
         Some(value) => value::parse_bool(value)
             .ok_or_else(|| api.text(400, &format!("{} should be a boolean", keys[0]))),
     };
@@ -555,9 +525,11 @@ pub(super) async fn failsafe(State(api): State<Arc<Api>>, request: Request) -> A
             .and_then(Value::as_str)
             .filter(|text| !text.is_empty())
     };
-    let (Some(name), Some(conn_url), Some(api_url)) =
-        (name_in(&body, &["name"]), text("conn_url"), text("api_url"))
-    else {
+    let (Some(name), Some(conn_url), Some(api_url)) = (
+        name_in(&body, &["name"])?,
+        text("conn_url"),
+        text("api_url"),
+    ) else {
         return Err(error_page(
             400,
             "Bad Request",
@@ -610,14 +582,14 @@ pub(super) async fn citus(State(api): State<Arc<Api>>, request: Request) -> Answ
         .get::<Context>()
         .map(|context| context.mark.clone());
     let body = read_object(request, Need::Body).await?;
-    let seconds = |key: &str| {
-        values::parse_seconds(body.get(key).unwrap_or(&Value::Null)).unwrap_or_default()
-    };
+    let seconds =
+        |key: &str| value::parse_seconds(body.get(key).unwrap_or(&Value::Null)).unwrap_or_default();
+    let leader = name_in(&body, &["leader"])?;
     let event = (|| {
         Some(CitusEvent {
             kind: body.get("type")?.as_str()?.to_owned(),
             group: u32::try_from(body.get("group")?.as_u64()?).ok()?,
-            leader: name_in(&body, &["leader"])?,
+            leader: leader?,
             timeout: seconds("timeout"),
             cooldown: seconds("cooldown"),
         })

@@ -1,7 +1,9 @@
 //! Open connections: what each is waiting for, how long it may, and which gives way when there are too many (spec/rest-api.md D3).
 //!
-//! A connection is silent until its first request is complete, then by turns answering and idle. Silent ones give way first, then
-//! idle ones, the longest-waiting first; one that is being answered never does.
+//! A connection is silent until something arrives on it and begins until its first request is complete; then it is by turns answering
+//! and idle. Those that have not asked yet give way first, of the silent ones and those that begin whichever are more, and the
+//! longest-waiting of them: a crowd that says nothing ends no TLS handshake that has been noticed, and a crowd of handshakes that do not
+//! end keeps nobody out. Then idle ones give way; one that is being answered never does.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,17 +22,18 @@ const EXCHANGE_DEADLINE: Duration = Duration::from_secs(30);
 /// Time until the next request is complete; longer than a usual scrape interval of a minute.
 const IDLE_DEADLINE: Duration = Duration::from_secs(75);
 
-/// Where a connection is. In the order in which they give way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Where a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Silent,
+    Beginning,
     Idle,
     Answering,
     LongCall,
 }
 
-/// Phases need two bits; the moment of the last change, in microseconds, has the others.
-const PHASE_BITS: u32 = 2;
+/// Phases need three bits; the moment of the last change, in microseconds, has the others.
+const PHASE_BITS: u32 = 3;
 
 /// Shared between a connection, its requests and the table.
 #[derive(Debug)]
@@ -51,7 +54,11 @@ impl Mark {
     }
 
     fn enter(&self, phase: Phase) {
-        let micros = u64::try_from(clock::now().0.as_micros()).unwrap_or(0);
+        self.enter_at(phase, clock::now());
+    }
+
+    fn enter_at(&self, phase: Phase, since: Moment) {
+        let micros = u64::try_from(since.0.as_micros()).unwrap_or(0);
         self.phase_and_since
             .store(micros << PHASE_BITS | phase as u64, Ordering::Relaxed);
     }
@@ -60,11 +67,18 @@ impl Mark {
         let bits = self.phase_and_since.load(Ordering::Relaxed);
         let phase = match bits & ((1 << PHASE_BITS) - 1) {
             0 => Phase::Silent,
-            1 => Phase::Idle,
-            2 => Phase::Answering,
+            1 => Phase::Beginning,
+            2 => Phase::Idle,
+            3 => Phase::Answering,
             _ => Phase::LongCall,
         };
         (phase, Moment(Duration::from_micros(bits >> PHASE_BITS)))
+    }
+
+    /// Something has arrived. The time for the first request counts from the connection's begin all the same.
+    pub(super) fn begins(&self) {
+        let (_, since) = self.read();
+        self.enter_at(Phase::Beginning, since);
     }
 
     /// A request is complete; until the guard is dropped it is being answered.
@@ -83,7 +97,7 @@ impl Mark {
     pub(super) fn deadline(&self) -> Moment {
         let (phase, since) = self.read();
         match phase {
-            Phase::Silent => since + HEAD_DEADLINE,
+            Phase::Silent | Phase::Beginning => since + HEAD_DEADLINE,
             Phase::Idle => since + IDLE_DEADLINE,
             Phase::Answering => since + EXCHANGE_DEADLINE,
             Phase::LongCall => clock::now() + EXCHANGE_DEADLINE,
@@ -128,13 +142,8 @@ impl Connections {
     pub(super) fn close_one(&self) -> bool {
         let spared = {
             let mut open = self.lock();
-            let id = open
-                .iter()
-                .map(|(id, mark)| (mark.read(), *id))
-                .filter(|((phase, _), _)| *phase < Phase::Answering)
-                .min()
-                .map(|(_, id)| id);
-            id.and_then(|id| open.remove(&id))
+            let spared = Waiting::of(&open).spared();
+            spared.and_then(|id| open.remove(&id))
         };
         let Some(mark) = spared else { return false };
         if let Some(task) = mark.task.get() {
@@ -160,6 +169,49 @@ impl Connections {
             connection.await;
         });
         let _ = mark.task.set(task.abort_handle());
+    }
+}
+
+/// Who waits for the other side, by phase.
+#[derive(Default)]
+struct Waiting {
+    silent: Queue,
+    beginning: Queue,
+    idle: Queue,
+}
+
+/// How many wait, and who of them for longest.
+#[derive(Default)]
+struct Queue {
+    count: usize,
+    first: Option<(Moment, u64)>,
+}
+
+impl Waiting {
+    fn of(open: &HashMap<u64, Arc<Mark>>) -> Waiting {
+        let mut waiting = Waiting::default();
+        for (id, mark) in open {
+            let (phase, since) = mark.read();
+            let queue = match phase {
+                Phase::Silent => &mut waiting.silent,
+                Phase::Beginning => &mut waiting.beginning,
+                Phase::Idle => &mut waiting.idle,
+                Phase::Answering | Phase::LongCall => continue,
+            };
+            queue.count += 1;
+            let candidate = (since, *id);
+            queue.first = Some(queue.first.map_or(candidate, |first| first.min(candidate)));
+        }
+        waiting
+    }
+
+    fn spared(&self) -> Option<u64> {
+        let unasked = if self.silent.count >= self.beginning.count {
+            self.silent.first
+        } else {
+            self.beginning.first
+        };
+        unasked.or(self.idle.first).map(|(_, id)| id)
     }
 }
 
@@ -207,6 +259,32 @@ mod tests {
         assert!(table.make_room(3));
         assert_eq!(ids(&table), [1, 4], "the idle one");
         assert!(!table.make_room(2), "nobody is left who can be spared");
+    }
+
+    #[tokio::test]
+    async fn a_silent_crowd_does_not_end_a_handshake() {
+        let table = Arc::new(Connections::default());
+        let handshake = open(&table, 0);
+        handshake.begins();
+        for id in 1..100 {
+            assert!(table.make_room(10));
+            open(&table, id);
+        }
+        assert!(ids(&table).contains(&0));
+        let left = handshake.deadline().since(clock::now());
+        assert!(left <= HEAD_DEADLINE, "it has no more time than others");
+    }
+
+    #[tokio::test]
+    async fn handshakes_that_do_not_end_keep_nobody_out() {
+        let table = Arc::new(Connections::default());
+        for id in 0..9 {
+            open(&table, id).begins();
+        }
+        let newcomer = open(&table, 9);
+        assert!(table.make_room(10));
+        assert_eq!(ids(&table).len(), 9);
+        assert!(ids(&table).contains(&9), "{newcomer:?}");
     }
 
     #[tokio::test]

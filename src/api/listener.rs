@@ -145,9 +145,9 @@ async fn connection(
         );
         return;
     }
+    mark.begins();
     let caller = Caller {
         address: peer.ip(),
-        over_tls: tls.is_some(),
         has_certificate: false,
     };
     match tls {

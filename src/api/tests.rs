@@ -54,6 +54,10 @@ impl crate::dcs::Dcs for FixedStore {
         }
     }
 
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        Err(FixedStore::error())
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -187,18 +191,31 @@ impl Drop for Server {
 }
 
 async fn server_with(settings: Settings, store: Arc<FixedStore>) -> Server {
+    let slot: StoreSlot = Arc::new(OnceLock::new());
+    let _ = slot.set(store.clone());
+    server_over(settings, store, slot).await
+}
+
+/// Listens on a port of its own, on loopback unless the settings name another address.
+async fn server_over(settings: Settings, store: Arc<FixedStore>, slot: StoreSlot) -> Server {
+    let default = Settings::default().listen;
     let (settings, settings_seen) = watch::channel(Arc::new(Settings {
-        listen: "127.0.0.1:0".into(),
+        listen: if settings.listen == default {
+            "127.0.0.1:0".into()
+        } else {
+            settings.listen.clone()
+        },
         ..settings
     }));
     let mut node = NodeView::starting(name("a"), "demo", clock::now());
     node.leader_until = Some(clock::now() + Duration::from_secs(600));
     let (view, view_seen) = watch::channel(Arc::new(node));
     let (sender, commands) = mpsc::channel(8);
-    let slot: StoreSlot = Arc::new(OnceLock::new());
-    let _ = slot.set(store.clone());
     let bound = bind(settings_seen, view_seen, sender, slot).await.unwrap();
-    let address = bound.local_addr().unwrap();
+    let mut address = bound.local_addr().unwrap();
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
     let task = tokio::spawn(async move {
         let _ = bound.serve().await;
     });
@@ -471,6 +488,26 @@ async fn a_crowd_of_connections_neither_delays_health_checks_nor_ends_busy_ones(
     }
 }
 
+/// All have come before the first one is accepted.
+#[tokio::test]
+async fn in_a_burst_of_silent_connections_the_one_that_asks_is_answered() {
+    let server = server(Settings {
+        max_connections: 64,
+        ..Settings::default()
+    })
+    .await;
+    let connect = || std::net::TcpStream::connect(server.address).unwrap();
+    let before: Vec<_> = (0..100).map(|_| connect()).collect();
+    let mut asks = connect();
+    std::io::Write::write_all(&mut asks, b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let after: Vec<_> = (0..500).map(|_| connect()).collect();
+    asks.set_nonblocking(true).unwrap();
+    let mut asks = TcpStream::from_std(asks).unwrap();
+    let (head, _) = next_answer(&mut asks).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    drop((before, after));
+}
+
 #[tokio::test]
 async fn guards_come_first_and_in_order() {
     let credentials = Credentials {
@@ -501,6 +538,7 @@ async fn guards_come_first_and_in_order() {
         ("POST", "/reinitialize"),
         ("POST", "/citus"),
         ("POST", "/mpp"),
+        ("POST", "/ui"),
     ] {
         let answer = server.ask(method, path, Some("{bad json")).await;
         assert_eq!(
@@ -586,6 +624,273 @@ async fn malformed_bodies() {
             "{body}"
         );
     }
+}
+
+/// What a request with these further header lines is answered.
+async fn ask_with(server: &Server, line: &str, headers: &str, body: &str) -> (u16, String) {
+    let length = body.len();
+    let answer = server
+        .raw(&format!(
+            "{line} HTTP/1.1\r\nHost: node:8008\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+        ))
+        .await;
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer)
+}
+
+#[tokio::test]
+async fn ipv4_callers_of_a_dual_stack_socket_are_on_an_ipv4_allowlist() {
+    for (network, status) in [("127.0.0.0/8", 202), ("10.0.0.0/8", 403)] {
+        let server = server(Settings {
+            listen: "*:0".into(),
+            allowlist: vec![network.into()],
+            ..Settings::default()
+        })
+        .await;
+        assert_eq!(
+            server.ask("POST", "/sigterm", None).await.0,
+            status,
+            "D2: {network}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_port_answers_before_there_is_a_store() {
+    let store = FixedStore::new(Cluster::default());
+    let server = server_over(Settings::default(), store, Arc::default()).await;
+    server.publish(|view| view.leader_until = None);
+    assert_eq!(server.ask("GET", "/liveness", None).await.0, 200, "D12");
+    for path in ["/primary", "/replica", "/readiness", "/health"] {
+        assert_eq!(server.ask("GET", path, None).await.0, 503, "{path}");
+    }
+    let (status, body) = server.ask("GET", "/cluster", None).await;
+    assert!(status == 503 && body.contains("not open yet"), "{body}");
+}
+
+#[tokio::test]
+async fn names_that_are_no_text_are_refused_and_flags_are_honoured() {
+    let mut server = server(Settings::default()).await;
+    for (path, body) in [
+        ("/switchover", r#"{"leader": "a", "candidate": 5}"#),
+        ("/switchover", r#"{"leader": "a", "member": ["b"]}"#),
+        ("/failover", r#"{"candidate": true}"#),
+        (
+            "/failsafe",
+            r#"{"name": 1, "conn_url": "x", "api_url": "y"}"#,
+        ),
+        ("/mpp", r#"{"type": "before_demote", "leader": {}}"#),
+    ] {
+        let (status, answer) = server.ask("POST", path, Some(body)).await;
+        assert_eq!(status, 400, "{path} {body}: {answer}");
+    }
+    assert!(server.store.written.lock().unwrap().is_empty());
+    assert!(server.commands.try_recv().is_err());
+    for (endpoint, body) in [
+        ("/restart", r#"{"restart_pending": false}"#),
+        ("/reinitialize", r#"{"from-leader": true}"#),
+        ("/reinitialize", r#"{"from_leader": "on", "force": "off"}"#),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let length = body.len();
+        let request = format!(
+            "POST {endpoint} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        match server.commands.recv().await {
+            Some(Command::Restart { conditions, .. }) => assert!(!conditions.only_pending, "D9"),
+            Some(Command::Reinitialize {
+                force, from_leader, ..
+            }) => assert!(from_leader && !force, "D14: {body}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_race_leaves_the_configuration_as_it_was() {
+    let server = server(Settings::default()).await;
+    let cluster = Arc::new(example());
+    server.publish(|view| {
+        view.snapshot = Some(Snapshot {
+            cluster,
+            read_at: clock::now(),
+        })
+    });
+    let before = server.ask("GET", "/config", None).await;
+    // Somebody has written since the document was read.
+    server.store.cluster.lock().unwrap().config_revision = Some(Revision(8));
+    let patch = server.ask("PATCH", "/config", Some(r#"{"ttl": 20}"#)).await;
+    assert_eq!(patch.0, 409);
+    assert_eq!(server.ask("GET", "/config", None).await, before, "D11");
+}
+
+#[tokio::test]
+async fn a_page_of_somebody_else_can_not_act_through_a_browser() {
+    let server = server(Settings::default()).await;
+    for (headers, status) in [
+        ("", 202),
+        ("Origin: http://node:8008\r\n", 202),
+        (
+            "Sec-Fetch-Site: same-origin\r\nOrigin: https://proxy\r\n",
+            202,
+        ),
+        ("Origin: http://elsewhere\r\n", 403),
+        ("Origin: null\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+    ] {
+        let (got, answer) = ask_with(&server, "POST /sigterm", headers, "").await;
+        assert_eq!(got, status, "{headers:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn browsers_get_the_page_and_probes_what_they_always_got() {
+    let server = server(Settings::default()).await;
+    let html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
+    for (line, headers, is_page) in [
+        ("GET /", html, true),
+        ("GET /ui", html, true),
+        ("GET /ui", "", true),
+        ("GET /", "Accept: */*\r\n", false),
+        ("GET /", "Accept: text/html, image/gif, *; q=.2\r\n", false),
+        ("GET /", "", false),
+        ("GET /primary", html, false),
+        ("GET /patroni", html, false),
+    ] {
+        let (status, answer) = ask_with(&server, line, headers, "").await;
+        assert_eq!(status, 200, "{line} {headers}");
+        assert_eq!(answer.contains("<!doctype html>"), is_page, "{line}");
+        assert_eq!(answer.contains("{\"state\": "), !is_page, "{line}");
+    }
+    // What may run is the script of the page and no other.
+    let (_, page) = ask_with(&server, "GET /ui", html, "").await;
+    let script = page.split_once("<script>").unwrap().1;
+    let script = script.split_once("</script>").unwrap().0;
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let hash =
+        base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(script.as_bytes()));
+    assert!(
+        page.contains(&format!("script-src 'sha256-{hash}'")),
+        "{page}"
+    );
+    for outside in ["src=\"http", "href=\"http", "@import", "url("] {
+        assert!(!page.contains(outside), "the page fetches something");
+    }
+    // The status stays that of the health check.
+    server.publish(|view| view.leader_until = None);
+    let (status, answer) = ask_with(&server, "GET /", html, "").await;
+    assert!(status == 503 && answer.contains("<!doctype html>"));
+    assert_eq!(ask_with(&server, "HEAD /", html, "").await.0, 503);
+    assert_eq!(ask_with(&server, "GET /ui", html, "").await.0, 200);
+}
+
+/// The next event of a stream, the signs of life left out.
+async fn next_event(stream: &mut TcpStream, kept: &mut String) -> Value {
+    loop {
+        if let Some((event, rest)) = kept
+            .split_once("data: ")
+            .and_then(|(_, rest)| rest.split_once("\n\n"))
+        {
+            let event = serde_json::from_str(event).unwrap();
+            *kept = rest.to_owned();
+            return event;
+        }
+        let mut buffer = [0; 16384];
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer));
+        let count = read.await.expect("an event in time").unwrap();
+        assert!(count > 0, "the stream ended: {kept}");
+        kept.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+}
+
+#[tokio::test]
+async fn open_pages_are_told_of_every_change() {
+    let server = server(Settings::default()).await;
+    let request = b"GET /ui HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut kept = String::new();
+    let first = next_event(&mut stream, &mut kept).await;
+    assert_eq!(
+        (&first["scope"], &first["cluster"], &first["sign_in"]),
+        (&"demo".into(), &Value::Null, &"none".into())
+    );
+    let mut cluster = example();
+    cluster.history = crate::cluster::wire::parse_history(
+        r#"[[1, 100, "no recovery target specified", "2026-01-01T00:00:00+00:00", "a"]]"#,
+    );
+    server.publish(|view| {
+        view.snapshot = Some(Snapshot {
+            cluster: Arc::new(cluster),
+            read_at: clock::now(),
+        })
+    });
+    let second = next_event(&mut stream, &mut kept).await;
+    assert_eq!(second["cluster"]["members"][0]["role"], "leader");
+    assert_eq!(second["history"][0][4], "a");
+    let sentence = second["explanations"][1]["sentence"].as_str().unwrap();
+    assert!(
+        sentence.starts_with("b is not the leader (a is): "),
+        "{sentence}"
+    );
+    // There is an end to how many may be open.
+    let mut others = Vec::new();
+    for _ in 1..dashboard::FEEDS {
+        let mut other = TcpStream::connect(server.address).await.unwrap();
+        other.write_all(request).await.unwrap();
+        next_event(&mut other, &mut String::new()).await;
+        others.push(other);
+    }
+    let (status, _) = ask_with(&server, "GET /ui", "Accept: text/event-stream\r\n", "").await;
+    assert_eq!(status, 503);
+    assert_eq!(server.ask("GET", "/primary", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn the_page_acts_for_those_who_are_known_only() {
+    let stranger = server(Settings::default()).await;
+    let (status, answer) = stranger.ask("POST", "/ui", None).await;
+    assert!(
+        status == 403 && answer.contains("restapi.authentication"),
+        "{answer}"
+    );
+    let mut other = server(Settings::default()).await;
+    let credentials = Credentials {
+        username: "u".into(),
+        password: "p".into(),
+    };
+    let mine = server(Settings {
+        authentication: Some(credentials),
+        ..Settings::default()
+    })
+    .await;
+    let url = format!("http://{}/patroni", other.address);
+    mine.store
+        .cluster
+        .lock()
+        .unwrap()
+        .members
+        .insert(name("b"), member("b", &url));
+    assert_eq!(mine.ask("POST", "/ui", None).await.0, 401);
+    let known = "Authorization: Basic dTpw\r\n";
+    assert_eq!(ask_with(&mine, "POST /ui", known, "{}").await.0, 200);
+    let restart = |who: &str| format!(r#"{{"restart": "{who}"}}"#);
+    let (status, _) = ask_with(&mine, "POST /ui", known, &restart("nobody")).await;
+    assert_eq!(status, 404);
+    let done = async {
+        match other.commands.recv().await {
+            Some(Command::Restart { reply, .. }) => reply.send(RestartOutcome::Done).unwrap(),
+            command => panic!("{command:?}"),
+        }
+    };
+    let body = restart("b");
+    let ((status, answer), ()) = tokio::join!(ask_with(&mine, "POST /ui", known, &body), done);
+    assert!(
+        status == 200 && answer.ends_with("restarted successfully"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -936,7 +1241,8 @@ async fn restart_goes_through_the_agent() {
 #[test]
 fn versions_of_postgres() {
     use crate::types::PgVersion;
-    let parse = |text: &str| actions::parse_version(&Value::from(text)).map(|(_, number)| number);
+    let parse =
+        |text: &str| crate::restart::parse_version(&Value::from(text)).map(|(_, number)| number);
     assert_eq!(parse("17.2"), Ok(PgVersion(170_002)));
     assert_eq!(parse("9.6.24"), Ok(PgVersion(90_624)));
     assert!(

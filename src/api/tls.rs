@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 
-use crate::peers::{TlsError, read_certificates, read_key, read_roots};
+use crate::pem::{TlsError, read_certificates, read_key, read_roots};
 
 use super::{TlsSettings, VerifyClient};
 

@@ -53,6 +53,8 @@ pub struct Effective {
     pub remove_data_directory_on_rewind_failure: bool,
     /// Clone anew when histories have diverged.
     pub remove_data_directory_on_diverged_timelines: bool,
+    /// A data directory that is cloned anew is kept aside if it has no more bytes than this; `None`: never.
+    pub keep_diverged: Option<u64>,
     /// Never empty.
     pub create_replica_methods: Vec<String>,
     /// Options of pg_basebackup, as configured; null = none.
@@ -295,6 +297,29 @@ impl Typed<'_> {
         })
     }
 
+    /// `keep_diverged` and `keep_diverged_limit`.
+    fn keep_diverged(&mut self) -> Option<u64> {
+        if let Some(given) = self.section.get("keep_diverged") {
+            match value::parse_bool(given) {
+                Some(true) => {}
+                Some(false) => return None,
+                None => self
+                    .warnings
+                    .push("postgresql.keep_diverged is not a boolean, using true".to_owned()),
+            }
+        }
+        let Some(given) = self.section.get("keep_diverged_limit") else {
+            return Some(u64::MAX);
+        };
+        let bytes = value::parse_int(given, Some("B")).and_then(|bytes| u64::try_from(bytes).ok());
+        if bytes.is_none() {
+            self.warnings.push(
+                "postgresql.keep_diverged_limit is not a size, so there is no limit".to_owned(),
+            );
+        }
+        Some(bytes.filter(|bytes| *bytes > 0).unwrap_or(u64::MAX))
+    }
+
     fn callbacks(&mut self) -> Callbacks {
         let map = self.section.get("callbacks").and_then(Value::as_object);
         let command = |name: &str| {
@@ -377,6 +402,7 @@ fn typed(config: &Config, section: Map<String, Value>, warnings: &mut Vec<String
             .boolean("remove_data_directory_on_rewind_failure"),
         remove_data_directory_on_diverged_timelines: read
             .boolean("remove_data_directory_on_diverged_timelines"),
+        keep_diverged: read.keep_diverged(),
         create_replica_methods: read.replica_methods(),
         basebackup: read
             .section
@@ -462,6 +488,7 @@ mod tests {
             effective.use_slots && effective.use_pg_rewind && effective.settings.use_unix_socket
         );
         assert_eq!(effective.settings.pg_ctl_timeout, Duration::from_secs(5));
+        assert_eq!(effective.keep_diverged, Some(u64::MAX));
         assert_eq!(
             effective.settings.unix_socket_directories,
             Some(vec![".".to_owned(), "/run/pg".to_owned()])

@@ -2,6 +2,8 @@
 //!
 //! Pure. Knows no key names.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 /// Patroni's boolean words, any case; `None` = unparsable (§1.2).
@@ -246,6 +248,16 @@ pub fn patch(target: &mut Map<String, Value>, changes: &Map<String, Value>) -> b
     changed
 }
 
+/// A positive duration: a JSON number of seconds, or text with `us ms s min h d`. Rounded to whole seconds, as upstream does.
+#[must_use]
+pub fn parse_seconds(value: &Value) -> Option<Duration> {
+    let seconds = parse_int(value, Some("s"))?;
+    u64::try_from(seconds)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,5 +326,25 @@ mod tests {
             &json!({"b": {"c": "True"}, "a": "2"})
         ));
         assert!(!same(&json!({"a": 2}), &json!({"a": 2, "b": null})));
+    }
+
+    #[test]
+    fn durations() {
+        for (value, want) in [
+            (json!(5), Some(5)),
+            (json!("5"), Some(5)),
+            (json!("2min"), Some(120)),
+            (json!("1500ms"), Some(2)),
+            (json!(0), None),
+            (json!("-1"), None),
+            (json!("soon"), None),
+            (json!([1]), None),
+        ] {
+            assert_eq!(
+                parse_seconds(&value),
+                want.map(Duration::from_secs),
+                "{value}"
+            );
+        }
     }
 }

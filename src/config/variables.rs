@@ -279,7 +279,7 @@ fn build() -> Vec<Variable> {
                 "traceback_level",
                 Choice(&["DEBUG", "ERROR"]),
                 Is("ERROR"),
-                "Level from which details of errors are logged.",
+                "Accepted for compatibility: an error is one line with its cause, at every level.",
             ),
             (
                 "format",
@@ -584,6 +584,18 @@ fn build() -> Vec<Variable> {
                 Boolean,
                 Is("false"),
                 "Clone anew when the history has diverged.",
+            ),
+            (
+                "keep_diverged",
+                Boolean,
+                Is("true"),
+                "Before it is cloned anew, rename the data directory to `<data_dir>.diverged` if a second one fits beside it; the last one is kept.",
+            ),
+            (
+                "keep_diverged_limit",
+                Amount("B"),
+                Is("0"),
+                "Size above which it is not kept; 0: any.",
             ),
             (
                 "create_replica_methods",

@@ -354,7 +354,7 @@ impl Session<'_> {
             body.insert("restart_pending".to_owned(), true.into());
         }
         if !version.is_empty() {
-            crate::api::parse_version(&version.as_str().into()).map_err(Failure::Error)?;
+            crate::restart::parse_version(&version.as_str().into()).map_err(Failure::Error)?;
             body.insert("postgres_version".to_owned(), version.into());
         }
         if let Some(at) = &schedule {

@@ -122,6 +122,7 @@ impl Session<'_> {
             format: arguments.format,
             extended: false,
             timestamp: false,
+            colours: self.screen.colours,
         };
         let text = super::members::render(&target, &cluster, options);
         self.screen.text(&text)?;

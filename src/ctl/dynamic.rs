@@ -6,6 +6,7 @@ use clap::Args;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
+use crate::clock;
 use crate::cluster::{Cluster, Member, wire};
 use crate::config::{self, value};
 use crate::dcs::{Document, Expect, Write};
@@ -71,6 +72,9 @@ pub(super) struct DemoteCluster {
     /// Do not ask.
     #[arg(long)]
     force: bool,
+    /// Seconds to wait for the end of it; without it, for ever.
+    #[arg(long)]
+    timeout: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +84,9 @@ pub(super) struct PromoteCluster {
     /// Do not ask.
     #[arg(long)]
     force: bool,
+    /// Seconds to wait for the end of it; without it, for ever.
+    #[arg(long)]
+    timeout: Option<u64>,
 }
 
 /// PATCH on the first member that answers, leader first.
@@ -219,7 +226,7 @@ impl Session<'_> {
         }
         if !arguments.quiet {
             let diff = unified_diff(&before, &yaml::document(&data.clone().into()));
-            let diff = if self.screen.is_terminal {
+            let diff = if self.screen.colours {
                 coloured(&diff)
             } else {
                 diff
@@ -352,6 +359,7 @@ impl Session<'_> {
                 noun: "demotion",
                 past: "demoted",
                 role: Role::StandbyLeader,
+                timeout: arguments.timeout,
             },
         )
         .await
@@ -363,6 +371,7 @@ impl Session<'_> {
             noun: "promotion",
             past: "promoted",
             role: Role::Primary,
+            timeout: arguments.timeout,
         };
         self.change_kind(arguments.cluster, Value::Null, arguments.force, kind)
             .await
@@ -380,6 +389,7 @@ impl Session<'_> {
             noun,
             past,
             role,
+            timeout,
         } = kind;
         let target = self.open(name.as_deref(), None).await?;
         let cluster = target.load().await?;
@@ -409,7 +419,16 @@ impl Session<'_> {
             return error(format!("Failed to {verb} {} cluster: {why}", target.name));
         }
         let old = leader.name.clone();
+        let begin = clock::now();
         loop {
+            if let Some(limit) = timeout
+                && clock::now().since(begin) > Duration::from_secs(limit)
+            {
+                return error(format!(
+                    "the {noun} of {} is not over after {limit} seconds; it may still be under way",
+                    target.name
+                ));
+            }
             tokio::time::sleep(Duration::from_secs(1)).await;
             let cluster = target.load().await?;
             let now = cluster.leader_member();
@@ -457,6 +476,8 @@ struct Kind {
     noun: &'static str,
     past: &'static str,
     role: Role,
+    /// Seconds.
+    timeout: Option<u64>,
 }
 
 fn mapping(text: &str, source: &str) -> Result<Map<String, Value>, Failure> {

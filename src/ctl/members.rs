@@ -20,6 +20,7 @@ pub(super) struct Options {
     pub(super) format: Format,
     pub(super) extended: bool,
     pub(super) timestamp: bool,
+    pub(super) colours: bool,
 }
 
 impl Session<'_> {
@@ -45,18 +46,31 @@ impl Session<'_> {
         for name in &clusters {
             targets.push(self.open(Some(name), group).await?);
         }
+        let live = pause.is_some() && self.screen.is_terminal;
+        if live {
+            self.screen.text("\x1b[2J")?;
+        }
         loop {
-            if pause.is_some() && self.screen.is_terminal {
-                self.screen.text("\x1b[2J\x1b[H")?;
-            }
+            let mut text = String::new();
             if options.timestamp {
-                self.screen.line(&local_time(0))?;
+                text.push_str(&format!("{}\n", local_time(0)));
             }
             for target in &targets {
-                let cluster = target.load().await?;
-                let text = render(target, &cluster, options);
-                self.screen.text(&text)?;
+                match target.load().await {
+                    Ok(cluster) => text.push_str(&render(target, &cluster, options)),
+                    // A store that is away for a moment does not end the watch.
+                    Err(Failure::Error(why)) if live => {
+                        text.push_str(&format!("Error: {}: {why}\n", target.name));
+                    }
+                    Err(Failure::Error(why)) if pause.is_some() => {
+                        self.screen
+                            .complain(&format!("Error: {}: {why}", target.name));
+                    }
+                    Err(failure) => return Err(failure),
+                }
             }
+            self.screen
+                .text(&if live { in_place(&text) } else { text })?;
             match pause {
                 None => return Ok(()),
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -70,6 +84,7 @@ impl Session<'_> {
             format: Format::Pretty,
             extended: false,
             timestamp: false,
+            colours: self.screen.colours,
         };
         let text = render(target, cluster, options);
         self.screen.text(&text)
@@ -89,6 +104,25 @@ pub(super) fn local_time(digits: usize) -> String {
             .chars()
             .take(20 + digits)
             .collect()
+    }
+}
+
+/// Text that is written over what stands on the terminal, so that nothing flickers: line by line, then the rest is emptied.
+fn in_place(text: &str) -> String {
+    let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
+    format!("\x1b[H{lines}\x1b[J")
+}
+
+/// What is well is green, what is under way or asked for yellow, what is broken red.
+fn colour(heading: &str, text: &str) -> Option<&'static str> {
+    match (heading, text) {
+        (_, "") => None,
+        ("Role", "Leader" | "Standby Leader") => Some("1;32"),
+        ("State", "running" | "streaming" | "in archive recovery") => Some("32"),
+        ("State", "stopped" | "crashed" | "unknown") => Some("31"),
+        ("State", text) if text.ends_with("failed") => Some("31"),
+        ("State" | "Pending restart", _) => Some("33"),
+        _ => None,
     }
 }
 
@@ -217,7 +251,13 @@ pub(super) fn table_of(
                 .iter()
                 .map(|row| row.iter().map(table::plain).collect())
                 .collect();
-            table::boxed(&columns, &texts, Some(&title(name, group, cluster))) + &footer(cluster)
+            let paint = if options.colours {
+                colour
+            } else {
+                table::PLAIN
+            };
+            table::boxed(&columns, &texts, Some(&title(name, group, cluster)), paint)
+                + &footer(cluster)
         }
         Format::Tsv => table::render(&columns, &cells, Format::Tsv, "\t"),
         format => {

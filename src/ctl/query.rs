@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
+use tokio_postgres::types::Type;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use crate::cluster::{Cluster, Member};
@@ -187,19 +188,22 @@ impl Session<'_> {
                         &arguments.delimiter,
                     )
                 }
-                Some(client) => match client.simple_query(&sql).await {
-                    Ok(messages) => results(&messages, format, &arguments.delimiter),
-                    Err(why) => {
-                        let code = why
-                            .code()
-                            .map_or_else(|| why.to_string(), |code| code.code().to_owned());
-                        failure(
-                            &format!("ERROR, SQLSTATE: {code}"),
-                            format,
-                            &arguments.delimiter,
-                        )
+                Some(client) => {
+                    let types = types(client, &sql).await;
+                    match client.simple_query(&sql).await {
+                        Ok(messages) => results(&messages, &types, format, &arguments.delimiter),
+                        Err(why) => {
+                            let code = why
+                                .code()
+                                .map_or_else(|| why.to_string(), |code| code.code().to_owned());
+                            failure(
+                                &format!("ERROR, SQLSTATE: {code}"),
+                                format,
+                                &arguments.delimiter,
+                            )
+                        }
                     }
-                },
+                }
             };
             self.screen.text(&text)?;
             match arguments.watch.pause() {
@@ -274,13 +278,48 @@ fn failure(text: &str, format: Option<Format>, delimiter: &str) -> String {
             &[column(""), column("")],
             &[vec![time, text.to_owned()]],
             None,
+            table::PLAIN,
         ),
         Some(_) => format!("{time}{delimiter}{text}\n"),
     }
 }
 
+/// What the columns of one statement are; empty where it cannot be known beforehand, as of several statements at once.
+async fn types(client: &tokio_postgres::Client, sql: &str) -> Vec<Type> {
+    let prepared = client.prepare(sql).await;
+    prepared.map_or_else(
+        |_| Vec::new(),
+        |statement| {
+            let columns = statement.columns().iter();
+            columns.map(|column| column.type_().clone()).collect()
+        },
+    )
+}
+
+/// Numbers and truth values are such in the output, as in Patroni's; everything else is text.
+fn value(text: &str, kind: Option<&Type>) -> Value {
+    let typed = match kind {
+        Some(&Type::BOOL) => Some(Value::from(text == "t")),
+        Some(&(Type::INT2 | Type::INT4 | Type::INT8 | Type::OID)) => {
+            text.parse::<i64>().ok().map(Value::from)
+        }
+        Some(&(Type::FLOAT4 | Type::FLOAT8)) => text
+            .parse::<f64>()
+            .ok()
+            .and_then(serde_json::Number::from_f64)
+            .map(Value::from),
+        _ => None,
+    };
+    typed.unwrap_or_else(|| Value::from(text))
+}
+
 /// The last result set; a statement without one shows how many rows it touched.
-fn results(messages: &[SimpleQueryMessage], format: Option<Format>, delimiter: &str) -> String {
+fn results(
+    messages: &[SimpleQueryMessage],
+    types: &[Type],
+    format: Option<Format>,
+    delimiter: &str,
+) -> String {
     let Some(format) = format else {
         return String::new();
     };
@@ -296,7 +335,10 @@ fn results(messages: &[SimpleQueryMessage], format: Option<Format>, delimiter: &
                 rows.clear();
             }
             SimpleQueryMessage::Row(row) => {
-                let cells = (0..row.len()).map(|at| row.get(at).map_or(Value::Null, Value::from));
+                let cells = (0..row.len()).map(|at| {
+                    row.get(at)
+                        .map_or(Value::Null, |text| value(text, types.get(at)))
+                });
                 rows.push(cells.collect());
             }
             _ => {}

@@ -14,6 +14,8 @@ pub struct Screen {
     pub input: Box<dyn BufRead + Send>,
     /// Standard output is a terminal.
     pub is_terminal: bool,
+    /// It takes colours.
+    pub colours: bool,
 }
 
 impl Screen {
@@ -25,6 +27,7 @@ impl Screen {
             err: Box::new(std::io::stderr()),
             input: Box::new(std::io::BufReader::new(std::io::stdin())),
             is_terminal: rustix::termios::isatty(std::io::stdout()),
+            colours: false,
         }
     }
 

@@ -49,6 +49,12 @@ pub(super) fn numbers(heading: &'static str) -> Column {
     }
 }
 
+/// The colour of a cell (parameters of SGR) by its heading and text.
+pub(super) type Paint = fn(&str, &str) -> Option<&'static str>;
+
+/// No colours.
+pub(super) const PLAIN: Paint = |_, _| None;
+
 /// Text of a value in tsv and in a box.
 pub(super) fn plain(value: &Value) -> String {
     match value {
@@ -74,7 +80,7 @@ pub(super) fn render(
                 .iter()
                 .map(|row| row.iter().map(plain).collect())
                 .collect();
-            boxed(columns, &texts, None)
+            boxed(columns, &texts, None, PLAIN)
         }
         Format::Tsv => {
             let mut out = columns
@@ -106,7 +112,12 @@ fn objects(columns: &[Column], rows: &[Vec<Value>]) -> Vec<Value> {
 }
 
 /// The boxed table. The title overwrites the top rule from its second character.
-pub(super) fn boxed(columns: &[Column], rows: &[Vec<String>], title: Option<&str>) -> String {
+pub(super) fn boxed(
+    columns: &[Column],
+    rows: &[Vec<String>],
+    title: Option<&str>,
+    paint: Paint,
+) -> String {
     let mut widths: Vec<usize> = columns
         .iter()
         .map(|column| display_width(&column.heading))
@@ -138,11 +149,11 @@ pub(super) fn boxed(columns: &[Column], rows: &[Vec<String>], title: Option<&str
         .iter()
         .map(|column| column.heading.clone().into_owned())
         .collect();
-    push_row(&mut out, columns, &widths, &headings);
+    push_row(&mut out, columns, &widths, &headings, PLAIN);
     out.push_str(&rule);
     out.push('\n');
     for (number, row) in rows.iter().enumerate() {
-        push_row(&mut out, columns, &widths, row);
+        push_row(&mut out, columns, &widths, row, paint);
         if every_row && number + 1 < rows.len() {
             out.push_str(&rule);
             out.push('\n');
@@ -153,7 +164,7 @@ pub(super) fn boxed(columns: &[Column], rows: &[Vec<String>], title: Option<&str
     out
 }
 
-fn push_row(out: &mut String, columns: &[Column], widths: &[usize], row: &[String]) {
+fn push_row(out: &mut String, columns: &[Column], widths: &[usize], row: &[String], paint: Paint) {
     let lines = row
         .iter()
         .map(|cell| cell.split('\n').count())
@@ -169,7 +180,12 @@ fn push_row(out: &mut String, columns: &[Column], widths: &[usize], row: &[Strin
             } else {
                 ("", pad.as_str())
             };
-            out.push_str(&format!(" {before}{text}{after} |"));
+            match paint(&column.heading, text) {
+                Some(colour) => {
+                    out.push_str(&format!(" {before}\x1b[{colour}m{text}\x1b[0m{after} |"));
+                }
+                None => out.push_str(&format!(" {before}{text}{after} |")),
+            }
         }
         out.push('\n');
     }

@@ -51,6 +51,24 @@ async fn run_in(
     line: &str,
     input: &str,
 ) -> Ran {
+    let (out, err) = (Paper::default(), Paper::default());
+    let code = run_on(variables, store, line, input, (&out, &err), false).await;
+    Ran {
+        code,
+        out: out.text(),
+        err: err.text(),
+    }
+}
+
+/// As [`run_in`], onto paper that can be read while the command runs, or pretending to be a terminal.
+async fn run_on(
+    variables: &[(&str, &str)],
+    store: &Arc<FixedStore>,
+    line: &str,
+    input: &str,
+    (out, err): (&Paper, &Paper),
+    on_terminal: bool,
+) -> u8 {
     let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
     let environment = FakeEnvironment::new(variables);
     let store = store.clone();
@@ -58,19 +76,14 @@ async fn run_in(
         let store: Store = store.clone();
         Box::pin(async move { Ok(store) })
     };
-    let (out, err) = (Paper::default(), Paper::default());
     let mut screen = Screen {
         out: Box::new(out.clone()),
         err: Box::new(err.clone()),
         input: Box::new(std::io::Cursor::new(input.to_owned().into_bytes())),
-        is_terminal: false,
+        is_terminal: on_terminal,
+        colours: false,
     };
-    let code = run(arguments, &environment, &open, &mut screen).await;
-    Ran {
-        code,
-        out: out.text(),
-        err: err.text(),
-    }
+    run(arguments, &environment, &open, &mut screen).await
 }
 
 fn name(text: &str) -> MemberName {
@@ -531,4 +544,443 @@ async fn each_member_explains_itself_and_the_leader_those_out_of_reach() {
         ("it follows me".to_owned(), "me".to_owned())
     );
     assert_eq!(cell(2, "Told by"), "the store");
+}
+
+/// Answers every request with what is listed for its method and path, 404 without.
+async fn stub(answers: &'static [(&'static str, u16, &'static str)]) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = String::new();
+            while !request.contains("\r\n\r\n") {
+                let mut buffer = [0; 4096];
+                match stream.read(&mut buffer).await {
+                    Ok(count) if count > 0 => {
+                        request.push_str(&String::from_utf8_lossy(&buffer[..count]))
+                    }
+                    _ => break,
+                }
+            }
+            let asked = request.split(" HTTP/").next().unwrap_or_default();
+            let (status, body) = answers
+                .iter()
+                .find(|(line, ..)| *line == asked)
+                .map_or((404, "not there"), |(_, status, body)| (*status, *body));
+            let answer = format!(
+                "HTTP/1.1 {status} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
+const WILLING: &[(&str, u16, &str)] = &[
+    ("POST /reload", 202, "reload scheduled"),
+    ("POST /restart", 200, "restarted successfully"),
+    ("DELETE /restart", 200, "scheduled restart deleted"),
+    ("POST /reinitialize", 200, "reinitialize started"),
+    (
+        "POST /switchover",
+        200,
+        "Successfully switched over to \"pg-b\"",
+    ),
+    (
+        "POST /failover",
+        200,
+        "Successfully failed over to \"pg-b\"",
+    ),
+    ("DELETE /switchover", 200, "scheduled switchover deleted"),
+    ("PATCH /config", 200, "{}"),
+    (
+        "GET /patroni",
+        200,
+        r#"{"server_version": 170002, "patroni": {"version": "4.1.4"}}"#,
+    ),
+];
+
+const UNWILLING: &[(&str, u16, &str)] = &[
+    (
+        "POST /reload",
+        503,
+        "The node is busy or shutting down and did not answer",
+    ),
+    ("POST /restart", 503, "restart conditions are not satisfied"),
+    ("DELETE /restart", 500, "no"),
+    (
+        "POST /reinitialize",
+        503,
+        "restarting after failure already in progress",
+    ),
+    (
+        "POST /switchover",
+        412,
+        "switchover is not possible: no good candidates have been found",
+    ),
+    (
+        "POST /failover",
+        503,
+        "Failover status unknown after 20 seconds; operation may still be in progress",
+    ),
+    ("DELETE /switchover", 404, "no switchover is scheduled"),
+    ("PATCH /config", 401, "no auth header received"),
+    ("GET /patroni", 200, "{}"),
+];
+
+/// What a person types and then answers.
+const DIALOGUES: &[(&str, &str)] = &[
+    ("list -e", ""),
+    ("topology", ""),
+    ("explain -f tsv", ""),
+    ("dsn -m pg-b", ""),
+    ("dsn -m nobody", ""),
+    ("dsn -r leader -m pg-b", ""),
+    ("query", ""),
+    ("query -c x -f y", ""),
+    ("version demo", ""),
+    ("version demo pg-c", ""),
+    ("history", ""),
+    ("show-config", ""),
+    ("reload demo --force", ""),
+    ("reload demo pg-c", "y\n"),
+    ("reload demo pg-c pg-d", "y\n"),
+    ("restart demo pg-b --force", ""),
+    ("restart demo pg-b pg-c", "now\ny\n17.2\n"),
+    ("restart demo pg-b", "2030-05-01T02:00+00:00\ny\n\n"),
+    ("restart demo --pending --force", ""),
+    (
+        "restart demo --pending --scheduled 2030-05-01T02:00+00:00",
+        "n\n",
+    ),
+    (
+        "restart demo pg-b --scheduled 2030-05-01T02:00+00:00 --force",
+        "",
+    ),
+    ("reinit demo", "pg-b\ny\nn\n"),
+    ("reinit demo", "pg-a\n"),
+    ("reinit demo pg-c --force --from-leader", ""),
+    ("switchover", "\npg-b\nnow\ny\n"),
+    ("switchover", "\n\n2030-05-01T02:00+00:00\ny\n"),
+    ("switchover --candidate pg-b --force", ""),
+    ("failover", "pg-b\ny\n"),
+    ("failover --candidate pg-b --force", ""),
+    ("flush demo restart --force", ""),
+    ("flush demo restart", "n\n"),
+    ("flush demo switchover", ""),
+    ("pause", ""),
+    ("resume", ""),
+    ("edit-config -s ttl=20 -p work_mem=8MB", "y\n"),
+    ("edit-config -s ttl=20 --quiet --force", ""),
+    ("edit-config -s ttl", ""),
+    ("demote-cluster", ""),
+    ("demote-cluster --host elsewhere", "n\n"),
+    ("promote-cluster", ""),
+    ("remove demo", "demo\nYes I am aware\npg-a\n"),
+];
+
+/// Times of now and ports of now become words.
+fn without_now(text: &str, url: &str) -> String {
+    let authority = url
+        .trim_start_matches("http://")
+        .trim_end_matches("/patroni");
+    let text = text.replace(authority, "node:8008");
+    let bytes = text.as_bytes();
+    let is_date = |at: usize| {
+        bytes.len() >= at + 16
+            && (at..at + 10).all(|i| match i - at {
+                4 | 7 => bytes[i] == b'-',
+                _ => bytes[i].is_ascii_digit(),
+            })
+            && matches!(bytes[at + 10], b' ' | b'T')
+            && bytes[at + 11].is_ascii_digit()
+            && !text[at..].starts_with("2030")
+    };
+    let (mut out, mut at) = (String::new(), 0);
+    while at < bytes.len() {
+        if text.is_char_boundary(at) && is_date(at) {
+            out.push_str("<now>");
+            at += 11;
+            while at < bytes.len() && (bytes[at].is_ascii_digit() || b":.".contains(&bytes[at])) {
+                at += 1;
+            }
+        } else {
+            let next = text[at..].chars().next().unwrap();
+            out.push(next);
+            at += next.len_utf8();
+        }
+    }
+    out
+}
+
+/// All dialogues with nodes that answer like this, each with a cluster of its own.
+async fn transcript(answers: &'static [(&'static str, u16, &'static str)], strict: bool) -> String {
+    let url = stub(answers).await;
+    let mut out = String::new();
+    for (line, input) in DIALOGUES {
+        let mut data = plain();
+        for member in data.members.values_mut() {
+            member.api_url = Some(url.clone());
+        }
+        let b = data.members.get_mut(&name("pg-b")).unwrap();
+        b.pending_restart = Some(std::collections::BTreeMap::default());
+        b.scheduled_restart =
+            serde_json::from_str(r#"{"schedule": "2030-01-01T00:00:00+00:00"}"#).ok();
+        data.failover = Some(FailoverRequest {
+            revision: Revision(2),
+            leader: Some(name("pg-a")),
+            candidate: None,
+            scheduled_at: Some(Schedule::At(WallTime(1_903_831_200_000))),
+        });
+        let store = FixedStore::new(data);
+        let options = if strict { "--strict-exit " } else { "" };
+        let ran = run_with(&store, &format!("{options}{line}"), input).await;
+        let written: Vec<String> = store
+            .written
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(document, text, _)| format!("written: {document:?} {text}\n"))
+            .collect();
+        out.push_str(&format!("$ patronictl {options}{line}\n"));
+        for answer in input.lines() {
+            out.push_str(&format!("< {answer}\n"));
+        }
+        out.push_str(&ran.out);
+        if !ran.out.is_empty() && !ran.out.ends_with('\n') {
+            out.push('\n');
+        }
+        for complaint in ran.err.lines() {
+            out.push_str(&format!("! {complaint}\n"));
+        }
+        out.push_str(&written.concat());
+        out.push_str(&format!("= {}\n\n", ran.code));
+    }
+    // The table is a test of its own.
+    let begin = out.rfind("+ Cluster: demo").unwrap();
+    let rest = &out[begin..];
+    let end = rest.find("Please confirm").unwrap();
+    let table = rest[..end].to_owned();
+    without_now(&out.replace(&table, "<members>\n"), &url)
+}
+
+#[tokio::test]
+async fn what_commands_say_when_nodes_do_as_asked() {
+    insta::assert_snapshot!("willing", transcript(WILLING, false).await);
+}
+
+#[tokio::test]
+async fn what_commands_say_when_nodes_refuse() {
+    let refused = transcript(UNWILLING, true).await;
+    let lenient = transcript(UNWILLING, false).await;
+    insta::assert_snapshot!("unwilling", refused);
+    // The texts are the same; only the status tells a script.
+    let statuses = |text: &str| text.matches("\n= 1\n").count();
+    assert!(statuses(&refused) >= statuses(&lenient) + 12, "{refused}");
+    let unstrict = |text: &str| {
+        text.replace("--strict-exit ", "")
+            .replace("\n= 1\n", "\n= 0\n")
+    };
+    assert_eq!(unstrict(&refused), unstrict(&lenient));
+}
+
+#[tokio::test]
+async fn a_variable_makes_the_exit_status_strict() {
+    let url = stub(UNWILLING).await;
+    let mut data = plain();
+    for member in data.members.values_mut() {
+        member.api_url = Some(url.clone());
+    }
+    let store = FixedStore::new(data);
+    for (value, code) in [("1", 1), ("off", 0), ("", 0)] {
+        let variables = [
+            ("PATRONI_SCOPE", "demo"),
+            ("PATRONI_ETCD3_HOSTS", "localhost:2379"),
+            ("PATRONICTL_STRICT_EXIT", value),
+        ];
+        let ran = run_in(&variables, &store, "reload demo --force", "").await;
+        assert_eq!(ran.code, code, "{value:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_options_of_every_command() {
+    let store = FixedStore::new(plain());
+    let main = run_with(&store, "--help", "").await;
+    let mut all = main.out.clone();
+    let commands = main.out.lines().skip_while(|line| *line != "Commands:");
+    for line in commands.skip(1).take_while(|line| line.starts_with("  ")) {
+        let command = line.split_whitespace().next().unwrap();
+        if command == "help" {
+            continue;
+        }
+        let help = run_with(&store, &format!("{command} --help"), "").await;
+        assert_eq!(help.code, 0, "{command}");
+        all.push_str(&format!("\n===== {command}\n{}", help.out));
+    }
+    assert!(all.matches("=====").count() >= 22, "{all}");
+    insta::assert_snapshot!("help", all);
+}
+
+#[tokio::test]
+async fn shells_and_readers_are_told_of_every_command() {
+    let store = FixedStore::new(plain());
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run_with(&store, &format!("completions {shell}"), "").await;
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        for word in ["patronictl", "switchover", "candidate", "edit-config"] {
+            assert!(ran.out.contains(word), "{shell}: {word}");
+        }
+    }
+    let page = run_with(&store, "man", "").await.out;
+    assert!(
+        page.contains(".TH patronictl 1") && page.contains("switchover"),
+        "{page}"
+    );
+    let page = run_with(&store, "man switchover", "").await.out;
+    assert!(
+        page.contains("candidate") && page.contains(".SH OPTIONS"),
+        "{page}"
+    );
+    let ran = run_with(&store, "man frobnicate", "").await;
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "Error: there is no command frobnicate\n")
+    );
+    // A shell takes the script as it is.
+    let script = run_with(&store, "completions bash", "").await.out;
+    let mut bash = std::process::Command::new("bash")
+        .arg("-n")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    bash.stdin
+        .take()
+        .unwrap()
+        .write_all(script.as_bytes())
+        .unwrap();
+    assert!(bash.wait().unwrap().success());
+}
+
+const VARIABLES: [(&str, &str); 2] = [
+    ("PATRONI_SCOPE", "demo"),
+    ("PATRONI_ETCD3_HOSTS", "localhost:2379"),
+];
+
+#[tokio::test]
+async fn a_terminal_gets_colours_unless_it_wants_none() {
+    let store = FixedStore::new(plain());
+    for (extra, on_terminal, coloured) in [
+        (None, true, true),
+        (None, false, false),
+        (Some(("NO_COLOR", "1")), true, false),
+        (Some(("TERM", "dumb")), true, false),
+    ] {
+        let mut variables = VARIABLES.to_vec();
+        variables.extend(extra);
+        let (out, err) = (Paper::default(), Paper::default());
+        run_on(&variables, &store, "list", "", (&out, &err), on_terminal).await;
+        let text = out.text();
+        assert_eq!(text.contains("\x1b["), coloured, "{extra:?}: {text}");
+        assert_eq!(text.contains("\x1b[1;32mLeader\x1b[0m"), coloured);
+        let mut plain = text.clone();
+        for code in ["\x1b[1;32m", "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[0m"] {
+            plain = plain.replace(code, "");
+        }
+        assert_eq!(
+            plain,
+            run_with(&store, "list", "").await.out,
+            "colours take no room"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_watch_is_written_in_place_on_a_terminal_and_appended_elsewhere() {
+    for on_terminal in [true, false] {
+        let store = FixedStore::new(plain());
+        let (out, err) = (Paper::default(), Paper::default());
+        let paper = (&out, &err);
+        let watching = run_on(&VARIABLES, &store, "list -w 0.01", "", paper, on_terminal);
+        let seen = async {
+            let until = |what: &'static str| {
+                let out = out.clone();
+                async move {
+                    while !out.text().contains(what) {
+                        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    }
+                }
+            };
+            until("pg-c").await;
+            store.cluster.lock().unwrap().members.remove(&name("pg-b"));
+            let length = out.text().len();
+            let one_more = async {
+                while !out.text()[length..].contains("pg-c")
+                    || out.text()[length..].matches("Cluster: demo").count() < 3
+                {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            };
+            one_more.await;
+        };
+        tokio::select! {
+            code = watching => panic!("the watch ended with {code}"),
+            () = seen => {}
+            () = tokio::time::sleep(std::time::Duration::from_secs(20)) => panic!("{}", out.text()),
+        }
+        let text = out.text();
+        assert_eq!(text.contains("\x1b[H"), on_terminal);
+        let last = text.rsplit("+ Cluster: demo").next().unwrap();
+        assert!(!last.contains("pg-b"), "{last}");
+        if on_terminal {
+            let round = text.split("\x1b[H").nth(1).unwrap();
+            assert!(round.ends_with("\x1b[K\n\x1b[J"), "{round:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_editor_that_empties_the_file_or_leaves_it_changes_nothing() {
+    let store = FixedStore::new(plain());
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    for (editor, code, says) in [
+        (
+            "truncate -s 0",
+            1,
+            "must be a YAML mapping; nothing was changed",
+        ),
+        ("sed -i d", 1, "must be a YAML mapping; nothing was changed"),
+        (
+            "sed -i s/.*/-\\ a/",
+            1,
+            "must be a YAML mapping; nothing was changed",
+        ),
+        ("true", 0, "Not changed"),
+        ("false", 1, "Editor exited with return code 1"),
+    ] {
+        let mut variables = VARIABLES.to_vec();
+        variables.extend([("EDITOR", editor), ("TMPDIR", folder)]);
+        let ran = run_in(&variables, &store, "edit-config", "y\n").await;
+        let said = format!("{}{}", ran.out, ran.err);
+        assert_eq!(ran.code, code, "{editor}: {said}");
+        assert!(said.contains(says), "{editor}: {said}");
+        assert!(store.written.lock().unwrap().is_empty(), "{editor}");
+    }
+    let mut variables = VARIABLES.to_vec();
+    variables.extend([("EDITOR", "sed -i s/30/20/"), ("TMPDIR", folder)]);
+    let ran = run_in(&variables, &store, "edit-config", "y\n").await;
+    assert!(
+        ran.out.ends_with("Configuration changed\n"),
+        "{}{}",
+        ran.out,
+        ran.err
+    );
+    assert_eq!(
+        std::fs::read_dir(folder).unwrap().count(),
+        0,
+        "no file is left behind"
+    );
 }

@@ -9,6 +9,7 @@ mod agent;
 mod service;
 mod watcher;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +78,12 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<C
         Some(path) => Trust::Authorities(path),
         None => Trust::System,
     };
-    let tls = tls::client(trust, settings.cert.as_deref(), settings.key.as_deref())?;
+    let tls = tls::client(
+        trust,
+        settings.cert.as_deref(),
+        settings.key.as_deref(),
+        None,
+    )?;
     let agent = Arc::new(Agent::new(settings, &tls, identity)?);
     let keys = Keys::of(identity);
     let copy = Arc::new(Copy::new(identity.name.clone()));
@@ -467,6 +473,15 @@ impl Dcs for Consul {
         }
         let loaded = self.read_all(self.agent.deadline()).await;
         loaded.map_err(|failure| self.agent.error(failure))
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        let all = self.keys.of_all_groups();
+        let deadline = self.agent.deadline();
+        let listed = self.agent.list(deadline, all.prefix(), None).await;
+        listed
+            .map(|(contents, _)| copy::assemble_groups(&contents))
+            .map_err(|failure| self.agent.error(failure))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -28,12 +28,21 @@ pub(super) type Contents = BTreeMap<String, Stored>;
 
 /// The snapshot that these keys make.
 pub(super) fn assemble(keys: &Contents) -> Cluster {
-    wire::assemble(keys.iter().map(|(key, stored)| Entry {
+    wire::assemble(entries(keys))
+}
+
+/// The snapshots that these keys of all groups make.
+pub(super) fn assemble_groups(keys: &Contents) -> BTreeMap<u32, Cluster> {
+    keys::assemble_groups(entries(keys))
+}
+
+fn entries(keys: &Contents) -> impl Iterator<Item = Entry<'_>> {
+    keys.iter().map(|(key, stored)| Entry {
         key,
         value: &stored.value,
         revision: Revision(stored.revision),
         session: stored.session.as_deref(),
-    }))
+    })
 }
 
 #[derive(Debug, Default)]

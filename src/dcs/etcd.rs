@@ -5,6 +5,7 @@
 
 mod pool;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::pool::{Failure, Kind, Known, Pool, Timings, Told};
+use self::pool::{Failure, Kind, Known, Pool, Told};
 use super::copy::{self, Contents, Copy, Stored};
 use super::etcd_hosts::address;
 use super::etcd_hosts::srv::Srv;
@@ -23,7 +24,8 @@ use super::http::encode;
 use super::keys::{self, Keys};
 use super::tls::{self, Trust};
 use super::{
-    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Write,
+    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Timings,
+    Write,
 };
 use crate::clock;
 use crate::cluster::{Cluster, Leader, Member};
@@ -72,7 +74,12 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<E
         .cacert
         .as_deref()
         .map_or(Trust::Anybody, Trust::Authorities);
-    let tls = tls::client(trust, settings.cert.as_deref(), settings.key.as_deref())?;
+    let tls = tls::client(
+        trust,
+        settings.cert.as_deref(),
+        settings.key.as_deref(),
+        None,
+    )?;
     let credentials = settings.username.clone().zip(settings.password.clone());
     let discovers = !settings.use_proxies;
     let pool = Arc::new(Pool::new(urls, srv, discovers, tls, credentials, identity)?);
@@ -183,8 +190,17 @@ async fn read_all(
     keys: &Keys,
     deadline: Moment,
 ) -> Result<(Cluster, u64), Failure> {
-    let target = format!("{}/?recursive=true&quorum=true", path(folder(keys)));
     let before = copy.index();
+    let (contents, index) = list(pool, keys, deadline).await?;
+    let cluster = copy::assemble(&contents);
+    // Nodes that are behind answer from their leader, so a count that went back is a store that came back empty.
+    copy.replace(contents, index, index < before);
+    Ok((cluster, index))
+}
+
+/// Everything below a path, newer than any write before, and the count it is complete up to.
+async fn list(pool: &Pool, keys: &Keys, deadline: Moment) -> Result<(Contents, u64), Failure> {
+    let target = format!("{}/?recursive=true&quorum=true", path(folder(keys)));
     let known = pool
         .call(deadline, Kind::Repeatable, Method::GET, &target, None)
         .await?;
@@ -198,10 +214,7 @@ async fn read_all(
             ));
         }
     }
-    let cluster = copy::assemble(&contents);
-    // Nodes that are behind answer from their leader, so a count that went back is a store that came back empty.
-    copy.replace(contents, known.index, known.index < before);
-    Ok((cluster, known.index))
+    Ok((contents, known.index))
 }
 
 struct Watcher {
@@ -388,6 +401,13 @@ impl Dcs for Etcd {
         }
         let read = read_all(&self.pool, &self.copy, &self.keys, self.pool.deadline()).await;
         read.map(|(cluster, _)| cluster)
+            .map_err(Failure::into_error)
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        let listed = list(&self.pool, &self.keys.of_all_groups(), self.pool.deadline()).await;
+        listed
+            .map(|(contents, _)| copy::assemble_groups(&contents))
             .map_err(Failure::into_error)
     }
 

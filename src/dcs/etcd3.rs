@@ -10,6 +10,7 @@ mod pool;
 mod transport;
 mod watcher;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,14 +22,15 @@ use etcd_client::{
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::pool::{Failure, Kind, Pool, Timings};
+use self::pool::{Failure, Kind, Pool};
 use self::watcher::{Cache, model_revision};
 use super::etcd_hosts::address;
 use super::etcd_hosts::srv::Srv;
 use super::keys::{self, Keys};
 use super::tls::{self, Trust};
 use super::{
-    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Write,
+    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Timings,
+    Write,
 };
 use crate::clock;
 use crate::cluster::{Cluster, Leader, Member};
@@ -77,20 +79,21 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<E
         .cacert
         .as_deref()
         .map_or(Trust::Anybody, Trust::Authorities);
-    let tls = tls::client(trust, settings.cert.as_deref(), settings.key.as_deref())?;
+    let tls = tls::client(
+        trust,
+        settings.cert.as_deref(),
+        settings.key.as_deref(),
+        None,
+    )?;
     let tls = transport::http2(&tls);
     let credentials = settings.username.clone().zip(settings.password.clone());
-    let timings = Timings {
-        ttl: identity.ttl,
-        retry_timeout: identity.retry_timeout,
-    };
     let pool = Arc::new(Pool::new(
         urls,
         srv,
         !settings.use_proxies,
         tls,
         credentials,
-        timings,
+        identity.timings(),
     ));
     let keys = Keys::of(identity);
     let cache = Arc::new(Cache::new(keys.clone(), identity.name.clone()));
@@ -466,6 +469,12 @@ impl Dcs for Etcd3 {
             return Ok(cluster);
         }
         self.cache.load(&self.pool, self.pool.deadline()).await
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        self.cache
+            .load_groups(&self.pool, self.pool.deadline())
+            .await
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -110,13 +110,51 @@ impl Answer {
     }
 }
 
+/// The lines of an answer, as they come.
+pub(super) struct Lines {
+    pub(super) status: u16,
+    body: Incoming,
+    buffer: Vec<u8>,
+    /// The answer ends with it.
+    _connection: Sender,
+}
+
+impl Lines {
+    /// The next one; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or a line is longer than any that a store writes.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, String> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(end + 1);
+                return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
+            }
+            if self.buffer.len() > ANSWER_LIMIT {
+                return Err("a line without end".to_owned());
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(chain(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
 type Sender = SendRequest<Full<Bytes>>;
 
 /// One server and the connections to it.
 pub(super) struct Server {
     url: String,
+    /// Whose certificate is expected.
     host: String,
-    port: u16,
+    /// Where it is reached.
+    address: (String, u16),
     authority: HeaderValue,
     tls: Option<TlsConnector>,
     idle: Mutex<Vec<Sender>>,
@@ -146,12 +184,19 @@ impl Server {
         let port = uri.port_u16().unwrap_or(default_port);
         Ok(Server {
             url: format!("{}://{host}:{port}", uri.scheme_str().unwrap_or("http")),
+            address: (host.trim_matches(['[', ']']).to_owned(), port),
             host: host.trim_matches(['[', ']']).to_owned(),
-            port,
             authority: HeaderValue::from_str(&format!("{host}:{port}"))?,
             tls,
             idle: Mutex::default(),
         })
+    }
+
+    /// The same server by name, reached at one of its addresses.
+    pub(super) fn reached_at(mut self, address: &str, port: u16) -> Self {
+        self.url = format!("{} at {address}:{port}", self.url);
+        self.address = (address.to_owned(), port);
+        self
     }
 
     /// Scheme, host and port.
@@ -194,6 +239,29 @@ impl Server {
             Err(_) if sent => Err(NoAnswer::Unanswered("no answer in time".to_owned())),
             Err(_) => Err(NoAnswer::NotSent("no connection in time".to_owned())),
         }
+    }
+
+    /// The same for an answer without end, of which lines are read as they come. `deadline` is for its beginning.
+    ///
+    /// # Errors
+    /// No answer begins.
+    pub(super) async fn listen(
+        &self,
+        deadline: Moment,
+        request: &Request,
+    ) -> Result<Lines, NoAnswer> {
+        let mut sent = false;
+        let began = self.send(request, &mut sent);
+        let (sender, response) = tokio::time::timeout(clock::now().until(deadline), began)
+            .await
+            .map_err(|_| NoAnswer::Unanswered("no answer in time".to_owned()))??;
+        let (head, body) = response.into_parts();
+        Ok(Lines {
+            status: head.status.as_u16(),
+            body,
+            buffer: Vec::new(),
+            _connection: sender,
+        })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Sender>> {
@@ -245,7 +313,7 @@ impl Server {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let tcp = TcpStream::connect((self.host.as_str(), self.port))
+        let tcp = TcpStream::connect((self.address.0.as_str(), self.address.1))
             .await
             .map_err(|error| error.to_string())?;
         let _ = tcp.set_nodelay(true);
@@ -326,7 +394,8 @@ mod tests {
 
     #[test]
     fn a_server_needs_a_whole_url() {
-        let tls = crate::dcs::tls::client(crate::dcs::tls::Trust::Anybody, None, None).unwrap();
+        let tls =
+            crate::dcs::tls::client(crate::dcs::tls::Trust::Anybody, None, None, None).unwrap();
         let server = Server::new("https://[fd00::1]", 8500, &tls).unwrap();
         assert_eq!(
             (server.url(), server.host.as_str()),

@@ -1,6 +1,10 @@
 //! Where things are in the store: path construction (spec/dcs.md §1.1). Pure text; knows no backend and no document's content.
 
+use std::collections::BTreeMap;
+
 use super::{Document, Identity};
+use crate::cluster::Cluster;
+use crate::cluster::wire::{self, Entry};
 use crate::types::MemberName;
 
 /// The relative key of the leader lock.
@@ -27,6 +31,7 @@ pub fn base(namespace: Option<&str>, scope: &str) -> String {
 /// The absolute keys of one cluster (or one Citus group of it).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
+    base: String,
     prefix: String,
 }
 
@@ -40,12 +45,18 @@ impl Keys {
     /// The keys below `base`, or below one Citus group of it.
     #[must_use]
     pub fn new(base: &str, group: Option<u32>) -> Self {
-        let mut prefix = base.trim_end_matches('/').to_owned();
-        if let Some(group) = group {
-            prefix.push_str(&format!("/{group}"));
-        }
-        prefix.push('/');
-        Keys { prefix }
+        let base = base.trim_end_matches('/').to_owned();
+        let prefix = match group {
+            Some(group) => format!("{base}/{group}/"),
+            None => format!("{base}/"),
+        };
+        Keys { base, prefix }
+    }
+
+    /// The keys of all Citus groups together.
+    #[must_use]
+    pub fn of_all_groups(&self) -> Keys {
+        Keys::new(&self.base, None)
     }
 
     /// What every key of the cluster begins with; ends with a slash.
@@ -83,6 +94,23 @@ impl Keys {
     pub fn relative<'a>(&self, absolute: &'a str) -> Option<&'a str> {
         absolute.strip_prefix(self.prefix.as_str())
     }
+}
+
+/// The snapshots of all Citus groups from keys relative to the *base* path; keys of no group are left out.
+pub fn assemble_groups<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> BTreeMap<u32, Cluster> {
+    let mut groups: BTreeMap<u32, Vec<Entry<'a>>> = BTreeMap::new();
+    for entry in entries {
+        if let Some((group, key)) = split_group(entry.key) {
+            groups
+                .entry(group)
+                .or_default()
+                .push(Entry { key, ..entry });
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(group, entries)| (group, wire::assemble(entries)))
+        .collect()
 }
 
 /// Splits a key relative to the *base* path into its Citus group and the rest; `None` when the first part is no group.
@@ -145,6 +173,7 @@ mod tests {
         assert_eq!(plain.relative("/service/demo2/config"), None);
         let group = Keys::new("/service/demo", Some(0));
         assert_eq!(group.leader(), "/service/demo/0/leader");
+        assert_eq!(group.of_all_groups(), plain);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::keys::Keys;
+use super::keys::{self, Keys};
 use super::{
     Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Store, Write,
 };
@@ -153,19 +153,35 @@ impl MemoryState {
     /// See [`Dcs::load`].
     pub fn load(&mut self, now: Moment, node: &MemoryNode) -> Cluster {
         self.expire(now);
-        let prefix = node.keys.prefix();
+        self.read(&node.keys, |entries| wire::assemble(entries.to_vec()))
+    }
+
+    /// See [`Dcs::load_groups`].
+    pub fn load_groups(&mut self, now: Moment, node: &MemoryNode) -> BTreeMap<u32, Cluster> {
+        self.expire(now);
+        self.read(&node.keys.of_all_groups(), |entries| {
+            keys::assemble_groups(entries.to_vec())
+        })
+    }
+
+    /// Everything below a path, in one form or another.
+    fn read<T>(&self, keys: &Keys, form: impl FnOnce(&[Entry<'_>]) -> T) -> T {
         let sessions: Vec<_> = self
             .keys
-            .range(prefix.to_owned()..)
-            .map_while(|(key, stored)| Some((node.keys.relative(key)?, stored)))
+            .range(keys.prefix().to_owned()..)
+            .map_while(|(key, stored)| Some((keys.relative(key)?, stored)))
             .map(|(key, stored)| (key, stored, stored.session.map(|id| id.to_string())))
             .collect();
-        wire::assemble(sessions.iter().map(|(key, stored, session)| Entry {
-            key,
-            value: &stored.value,
-            revision: stored.revision,
-            session: session.as_deref(),
-        }))
+        let entries: Vec<Entry<'_>> = sessions
+            .iter()
+            .map(|(key, stored, session)| Entry {
+                key,
+                value: &stored.value,
+                revision: stored.revision,
+                session: session.as_deref(),
+            })
+            .collect();
+        form(&entries)
     }
 
     /// See [`Dcs::acquire`].
@@ -549,6 +565,10 @@ impl Dcs for MemoryDcs {
 
     async fn load(&self, _freshness: Freshness) -> Result<Cluster, DcsError> {
         self.request(|state, now, node| state.load(now, node))
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        self.request(|state, now, node| state.load_groups(now, node))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

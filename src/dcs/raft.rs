@@ -18,6 +18,7 @@ mod state;
 mod tests;
 mod transport;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -30,7 +31,7 @@ use self::client::Client;
 use self::disk::lock;
 use self::node::Running;
 use self::state::{Action, Change, Command, Guard, Outcome, Record};
-use super::keys::Keys;
+use super::keys::{self, Keys};
 use super::{
     Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Store, Write,
 };
@@ -332,6 +333,17 @@ impl RaftStore {
         }
     }
 
+    async fn records(
+        &self,
+        keys: &Keys,
+        freshness: Freshness,
+    ) -> Result<Vec<(String, Record)>, DcsError> {
+        self.access
+            .records(keys.prefix(), freshness, self.deadline())
+            .await
+            .map_err(|detail| self.error(detail))
+    }
+
     async fn write(&self, guards: Vec<Guard>, changes: Vec<Change>) -> Write<Revision> {
         for change in &changes {
             if let Change::Put { key, value, .. } = change
@@ -394,6 +406,17 @@ impl RaftStore {
     }
 }
 
+fn entries<'a>(keys: &'a Keys, records: &'a [(String, Record)]) -> impl Iterator<Item = Entry<'a>> {
+    records.iter().filter_map(|(key, record)| {
+        Some(Entry {
+            key: keys.relative(key)?,
+            value: &record.value,
+            revision: Revision(record.revision),
+            session: record.owner.as_deref(),
+        })
+    })
+}
+
 fn forget<T>(write: Write<T>) -> Write {
     match write {
         Write::Done(_) => Write::Done(()),
@@ -409,21 +432,14 @@ impl Dcs for RaftStore {
     }
 
     async fn load(&self, freshness: Freshness) -> Result<Cluster, DcsError> {
-        let records = self
-            .access
-            .records(self.keys.prefix(), freshness, self.deadline())
-            .await
-            .map_err(|detail| self.error(detail))?;
-        Ok(wire::assemble(records.iter().filter_map(
-            |(key, record)| {
-                Some(Entry {
-                    key: self.keys.relative(key)?,
-                    value: &record.value,
-                    revision: Revision(record.revision),
-                    session: record.owner.as_deref(),
-                })
-            },
-        )))
+        let records = self.records(&self.keys, freshness).await?;
+        Ok(wire::assemble(entries(&self.keys, &records)))
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        let all = self.keys.of_all_groups();
+        let records = self.records(&all, Freshness::Latest).await?;
+        Ok(keys::assemble_groups(entries(&all, &records)))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

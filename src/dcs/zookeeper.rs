@@ -12,6 +12,7 @@ pub mod exhibitor;
 mod proto;
 mod reader;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Blocking, PoisonError};
 use std::time::Duration;
@@ -28,7 +29,8 @@ use super::copy::{self, Copy, Stored};
 use super::keys::{self, Keys};
 use super::tls::{self, Trust};
 use super::{
-    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Write,
+    Dcs, DcsError, Document, Expect, Freshness, Identity, Lease, LeaseToken, Refusal, Timings,
+    Write,
 };
 use crate::clock;
 use crate::cluster::{Cluster, Leader, Member, wire};
@@ -49,6 +51,8 @@ pub struct Settings {
     pub cert: Option<PathBuf>,
     /// Its key.
     pub key: Option<PathBuf>,
+    /// Password of an encrypted key.
+    pub key_password: Option<String>,
     /// Principal → permissions of every node that this member makes.
     pub set_acls: Vec<(String, Vec<String>)>,
     /// Scheme → credential, sent when a connection is made.
@@ -77,7 +81,12 @@ fn connect_with(
             None => Trust::System,
         };
         let (cert, key) = (settings.cert.as_deref(), settings.key.as_deref());
-        Some(tls::client(trust, cert, key)?)
+        Some(tls::client(
+            trust,
+            cert,
+            key,
+            settings.key_password.as_deref(),
+        )?)
     } else {
         None
     };
@@ -85,15 +94,17 @@ fn connect_with(
     let discovering = discover(&servers);
     let keys = Keys::new(&format!("{chroot}{}", identity.base), identity.group);
     let copy = Arc::new(Copy::new(identity.name.clone()));
-    let timings = Arc::new(Blocking::new(Timings {
-        ttl: identity.ttl,
-        retry_timeout: identity.retry_timeout,
-    }));
+    let timings = Arc::new(Blocking::new(identity.timings()));
     let (asking, asked) = mpsc::channel(16);
     let reader = Reader {
         servers: Arc::clone(&servers),
         copy: Arc::clone(&copy),
         base: keys.prefix().trim_end_matches('/').to_owned(),
+        above_groups: keys
+            .of_all_groups()
+            .prefix()
+            .trim_end_matches('/')
+            .to_owned(),
         watches: identity.name.is_some(),
         retry_timeout: {
             let timings = Arc::clone(&timings);
@@ -165,13 +176,6 @@ fn acls(settings: &[(String, Vec<String>)]) -> anyhow::Result<Vec<Acl>> {
         })
         .collect::<anyhow::Result<_>>()
         .context("zookeeper.set_acls")
-}
-
-/// `ttl` and `retry_timeout` in force.
-#[derive(Debug, Clone, Copy)]
-struct Timings {
-    ttl: Duration,
-    retry_timeout: Duration,
 }
 
 fn current(timings: &Blocking<Timings>) -> Timings {
@@ -309,6 +313,30 @@ impl Zookeeper {
         DcsError {
             store: format!("zookeeper {}", self.servers.describe()),
             detail: detail.into(),
+        }
+    }
+
+    /// Asks the reader.
+    async fn read<T>(
+        &self,
+        what: impl FnOnce(oneshot::Sender<Result<T, String>>) -> reader::Answer,
+    ) -> Result<T, DcsError> {
+        let deadline = self.deadline();
+        let (answer, answered) = oneshot::channel();
+        let asking = async {
+            let gone = || "the reader has ended".to_owned();
+            self.asking
+                .send((deadline, what(answer)))
+                .await
+                .map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        };
+        match tokio::time::timeout(clock::now().until(deadline), asking).await {
+            Ok(read) => read.map_err(|detail| self.error(detail)),
+            Err(_) => {
+                let why = self.servers.trouble();
+                Err(self.error(why.unwrap_or_else(|| "no answer in time".to_owned())))
+            }
         }
     }
 
@@ -591,20 +619,11 @@ impl Dcs for Zookeeper {
         {
             return Ok(cluster);
         }
-        let deadline = self.deadline();
-        let (answer, answered) = oneshot::channel();
-        let asking = async {
-            let gone = || "the reader has ended".to_owned();
-            self.asking
-                .send((deadline, answer))
-                .await
-                .map_err(|_| gone())?;
-            answered.await.map_err(|_| gone())?
-        };
-        match tokio::time::timeout(clock::now().until(deadline), asking).await {
-            Ok(read) => read.map_err(|detail| self.error(detail)),
-            Err(_) => Err(self.error("no answer in time")),
-        }
+        self.read(reader::Answer::Cluster).await
+    }
+
+    async fn load_groups(&self) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        self.read(reader::Answer::Groups).await
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

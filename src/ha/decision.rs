@@ -127,6 +127,8 @@ pub enum Write {
     DropSync,
     /// Write `failsafe`: name → api_url of all members, this one included.
     Failsafe(BTreeMap<MemberName, String>),
+    /// Write `status` with this position, where a server that keeps the key was shut down.
+    Status(Lsn),
 }
 
 /// Long work. One at a time; cancellable; never in the loop.
@@ -233,10 +235,22 @@ pub enum StopPurpose {
 pub enum ReplaceReason {
     /// The operator asked.
     Requested,
+    /// The operator asked for a base backup of the leader, whatever methods are configured (spec/postgres-management.md §9.4).
+    RequestedFromLeader,
     /// Histories diverged.
     Diverged,
     /// A rewind failed.
     RewindFailed,
+}
+
+impl ReplaceReason {
+    /// Whether an operator asked for it; then no setting is needed that allows it, and it is done in a pause, too.
+    pub fn on_request(self) -> bool {
+        match self {
+            ReplaceReason::Requested | ReplaceReason::RequestedFromLeader => true,
+            ReplaceReason::Diverged | ReplaceReason::RewindFailed => false,
+        }
+    }
 }
 
 /// Why a local request is refused.
@@ -380,10 +394,14 @@ pub enum Why {
     RestartingInPlace { crashed: bool },
     /// The lease holder's server is down and another can lead at once.
     GivingUpLock,
+    /// A standby was found running, and the store knows of no cluster.
+    StandbyBeforeItsPrimary,
     /// Ask whether somebody else could lead.
     AskingCandidates,
     /// The start takes too long and another can lead.
     StartTooSlow { after: Duration },
+    /// Crash recovery takes too long and another can lead.
+    RecoveryTooSlow { after: Duration },
     /// The start takes long, but nobody else can lead.
     StartSlowNobodyElse,
     /// The server starts.
@@ -498,6 +516,8 @@ pub enum Why {
     DroppingSync,
     /// A primary in a standby cluster.
     BecameStandbyCluster,
+    /// Its shutdown checkpoint is what the other side has to receive.
+    PublishingEnd { at: Lsn },
 
     // Synchronous replication.
     /// The synchronous state begins, or this leader takes it over.
@@ -704,10 +724,18 @@ impl fmt::Display for Why {
             Why::RestartingInPlace { crashed: true } => f.write_str("starting primary after failure"),
             Why::RestartingInPlace { crashed: false } => f.write_str("starting primary: I had the session lock"),
             Why::GivingUpLock => f.write_str("released leader key voluntarily: PostgreSQL is down and another member can lead"),
+            Why::StandbyBeforeItsPrimary => f.write_str(
+                "the store knows no cluster and PostgreSQL was found running as a standby: start the node that runs its primary first, or name this member in a failover",
+            ),
             Why::AskingCandidates => f.write_str("asking whether another member can lead"),
             Why::StartTooSlow { after } => write!(
                 f,
                 "demoting self: PostgreSQL has not started after {} s and another member can lead",
+                after.as_secs()
+            ),
+            Why::RecoveryTooSlow { after } => write!(
+                f,
+                "terminating crash recovery: it has not ended after {} s and another member can lead",
                 after.as_secs()
             ),
             Why::StartSlowNobodyElse => f.write_str("PostgreSQL is still starting up, but nobody else can lead"),
@@ -727,7 +755,7 @@ impl fmt::Display for Why {
             Why::WaitingForCheckpoint { leader } => write!(f, "waiting for the checkpoint on {leader} before rewind"),
             Why::Rewinding { from, detail } => write!(f, "running pg_rewind from {from}: {detail}"),
             Why::StoppingToRepair { detail } => write!(f, "stopping PostgreSQL to rejoin: {detail}"),
-            Why::Recloning { from, because: ReplaceReason::Requested } => write!(f, "reinitializing from {from} on request"),
+            Why::Recloning { from, because: ReplaceReason::Requested | ReplaceReason::RequestedFromLeader } => write!(f, "reinitializing from {from} on request"),
             Why::Recloning { from, because: ReplaceReason::Diverged } => {
                 write!(f, "reinitializing due to diverged timelines, from {from}")
             }
@@ -834,6 +862,7 @@ impl fmt::Display for Why {
             ),
             Why::LeavingSynchronousDuty => f.write_str("asking to be released from synchronous duty before stopping"),
             Why::BecameStandbyCluster => f.write_str("demoting to a standby cluster"),
+            Why::PublishingEnd { at } => write!(f, "publishing the end of this primary: {at}"),
             Why::RequestDone => f.write_str("cleaning up failover key after acquiring leader lock"),
             Why::RequestRefused { because } => write!(f, "cleaning up failover key: {because}"),
             Why::SwitchingOver { candidate: Some(candidate) } => write!(f, "switchover: demote in progress, to {candidate}"),
@@ -844,7 +873,7 @@ impl fmt::Display for Why {
             Why::HandingOver { to, at } => write!(f, "handing the leader lock over to {to} at {at}"),
             Why::ReleasingFor { to, at } => write!(f, "releasing the leader lock at {at}; {to} has everything"),
             Why::SwitchoverAbandoned { at } => {
-                write!(f, "switchover abandoned: no member has received everything up to {at}; starting again")
+                write!(f, "switchover abandoned: no member has received everything up to {at}; staying the leader")
             }
             Why::Following { me, leader } => {
                 write!(f, "no action. I am ({me}), a secondary, and following a leader ({leader})")

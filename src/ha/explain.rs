@@ -444,11 +444,19 @@ fn read(why: &Why, now: Moment) -> Reading {
             "PostgreSQL to start",
         ),
         Why::GivingUpLock => plain("its PostgreSQL is down and another member can lead"),
+        Why::StandbyBeforeItsPrimary => waiting(
+            "the store knows no cluster, and its PostgreSQL was found running as a standby",
+            "the node that runs the primary, or a failover that names this member",
+        ),
         Why::AskingCandidates => {
             waiting("it asks whether another member can lead", "their answers")
         }
         Why::StartTooSlow { after } => plain(format!(
             "its PostgreSQL has not started within {} and another member can lead",
+            seconds(*after)
+        )),
+        Why::RecoveryTooSlow { after } => plain(format!(
+            "its crash recovery has not ended within {} and another member can lead",
             seconds(*after)
         )),
         Why::StartSlowNobodyElse => waiting(
@@ -631,6 +639,9 @@ fn read(why: &Why, now: Moment) -> Reading {
             plain("it holds the leader key of a standby cluster and follows the remote primary")
         }
         Why::WritingHistory => plain(why.to_string()),
+        Why::PublishingEnd { at } => plain(format!(
+            "its PostgreSQL was a primary until {at}, which it publishes"
+        )),
         Why::BecameStandbyCluster => {
             plain("the cluster has become a standby cluster, so its primary is demoted")
         }
@@ -688,8 +699,8 @@ fn read(why: &Why, now: Moment) -> Reading {
             format!("{to} to lead"),
         ),
         Why::SwitchoverAbandoned { at } => waiting(
-            format!("nobody has received everything up to {at}, so it starts again"),
-            "PostgreSQL to start",
+            format!("nobody has received everything up to {at}, so it stays the leader"),
+            "PostgreSQL to run as before",
         ),
 
         Why::Following { leader, .. } => {

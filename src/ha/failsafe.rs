@@ -5,15 +5,21 @@
 //! before `sent + ttl`, and nobody outside of it may try at all.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::cluster::{Cluster, Leader, Member, Tags};
 use crate::types::{MemberName, PgState, Revision, Role};
 
-use super::PASS;
-use super::deadline;
 use super::decision::{Asked, Job, Step, Why, Write};
 use super::observation::{JobView, Outcome, PeerAnswer, Promise, StoreView};
 use super::turn::{Choice, PATIENCE, Turn};
+use super::{PASS, deadline, isolation};
+
+/// How often a member is asked for its word before it counts as silent (spec/rest-api.md §15); each time as long as its `patience` says.
+pub const ATTEMPTS: u32 = 2;
+/// The shortest patience: nobody else has been heard for so long that commits are about to be held, and holding them must not wait for
+/// answers that do not come. Once they are held there is time.
+const PATIENCE_ALONE: Duration = Duration::from_millis(100);
 
 /// Name → api_url.
 type Topology = BTreeMap<MemberName, String>;
@@ -23,6 +29,7 @@ type Topology = BTreeMap<MemberName, String>;
 /// Keeps the published topology in step with the members, while the store answers.
 pub(super) fn publish(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     settle_doubt(turn);
+    turn.memory.failsafe_patient = false;
     if !turn.obs.settings.failsafe {
         return PASS;
     }
@@ -106,10 +113,18 @@ fn electors(turn: &Turn<'_>) -> Option<Vec<Asked>> {
         .collect();
     whom.extend(topology.clone());
     whom.remove(&obs.me);
+    let hurry = if turn.memory.failsafe_patient && isolation::hears_a_member(turn) {
+        None
+    } else {
+        isolation::silence_in(turn)
+    };
+    let patience = hurry.map_or(PATIENCE, |left| {
+        (left / ATTEMPTS).clamp(PATIENCE_ALONE, PATIENCE)
+    });
     let asked = |(name, api_url)| Asked {
         name,
         api_url,
-        patience: PATIENCE,
+        patience,
     };
     Some(whom.into_iter().map(asked).collect())
 }
@@ -127,6 +142,8 @@ pub(super) fn standing(turn: &mut Turn<'_>) -> Option<Why> {
     let until = turn.deadline()?;
     match turn.obs.tried.failsafe {
         Some(Outcome::Refused) => {
+            // Somebody answers and somebody does not: there is no silence to notice, but perhaps a member that is slow.
+            turn.memory.failsafe_patient = isolation::hears_a_member(turn);
             turn.wake_in(500);
             return Some(Why::FailsafeRefused { until });
         }
@@ -238,37 +255,58 @@ pub(super) fn explain(turn: &Turn<'_>, step: &Step, why: Why) -> Why {
     }
 }
 
-/// Whoever is not in the published topology was not asked and may not lead. Still so for one ttl after the mode was switched off: a
-/// leader without the store has not heard of that.
-pub(super) fn is_left_out(turn: &Turn<'_>, cluster: &Cluster) -> bool {
+/// Takes into the memory that the mode is on: also while the store is silent, because what happens then is what counts afterwards.
+pub(super) fn note(turn: &mut Turn<'_>) {
+    if turn.obs.settings.failsafe {
+        turn.memory.failsafe_on = Some(turn.obs.now);
+    }
+}
+
+/// A leader without the store may be in failsafe mode: the mode is on, or it was until one ttl ago (such a leader has not heard that it
+/// was switched off), or this agent has not been there for long enough to know.
+fn may_be_in_force(turn: &Turn<'_>) -> bool {
     let obs = turn.obs;
-    let in_force = obs.settings.failsafe
+    obs.settings.failsafe
+        || is_new(turn)
         || turn
             .memory
             .failsafe_on
-            .is_some_and(|seen| obs.now.since(seen) < obs.settings.ttl);
-    in_force
+            .is_some_and(|seen| obs.now.since(seen) < obs.settings.ttl)
+}
+
+/// This agent has been there for less than one ttl: it does not know what its predecessor promised.
+fn is_new(turn: &Turn<'_>) -> bool {
+    turn.obs.now < turn.obs.agent_since + turn.obs.settings.ttl
+}
+
+/// Whoever is not in the published topology was not asked and may not lead.
+pub(super) fn is_left_out(turn: &Turn<'_>, cluster: &Cluster) -> bool {
+    may_be_in_force(turn)
         && cluster
             .failsafe
             .as_ref()
-            .is_some_and(|topology| !topology.is_empty() && !topology.contains_key(&obs.me))
+            .is_some_and(|topology| !topology.is_empty() && !topology.contains_key(&turn.obs.me))
 }
 
-/// An agent that has just been started does not know what its predecessor promised. For one ttl it races only if everybody in the
-/// topology answers; a leader in failsafe mode would, and would say that it is a primary.
+/// Whether [`forgotten_word`] has something to say; before anybody is asked.
+pub(super) fn may_have_forgotten(turn: &Turn<'_>, cluster: &Cluster) -> bool {
+    is_new(turn) && cluster.failsafe.is_some()
+}
+
+/// An agent that has just been started does not know what its predecessor promised, nor whether the mode was on a moment ago. For one
+/// ttl it races only if everybody in the topology answers; a leader in failsafe mode would, and would say that it is a primary.
 pub(super) fn forgotten_word(
     turn: &mut Turn<'_>,
     cluster: &Cluster,
     answers: &[(MemberName, PeerAnswer)],
 ) -> Choice {
-    let until = turn.obs.agent_since + turn.obs.settings.ttl;
-    if !turn.obs.settings.failsafe || turn.obs.now >= until {
+    if !may_have_forgotten(turn, cluster) {
         return PASS;
     }
     let silent = cluster.failsafe.as_ref()?.keys().find(|name| {
         **name != turn.obs.me && !answers.iter().any(|(answering, _)| answering == *name)
     })?;
-    turn.wake_by(until);
+    turn.wake_by(turn.obs.agent_since + turn.obs.settings.ttl);
     Some((
         Step::Rest,
         Why::FailsafeUncertain {
@@ -279,10 +317,7 @@ pub(super) fn forgotten_word(
 
 /// Members of the topology that are neither in the snapshot nor in what was last known (spec/ha.md §6.1 row 12): whom to ask as well.
 pub(super) fn more_voters(turn: &Turn<'_>, cluster: &Cluster, known: &[Asked]) -> Vec<Asked> {
-    let topology = cluster
-        .failsafe
-        .as_ref()
-        .filter(|_| turn.obs.settings.failsafe);
+    let topology = cluster.failsafe.as_ref().filter(|_| may_be_in_force(turn));
     topology
         .into_iter()
         .flatten()

@@ -73,6 +73,19 @@ pub(super) fn hold(turn: &mut Turn<'_>) -> Choice {
     Some((Step::SetSynchronousNames(held), Why::HoldingCommits))
 }
 
+/// How long until silence is to be called so, if nobody says a word; `None`: commits are not held for silence here and now.
+pub(super) fn silence_in(turn: &Turn<'_>) -> Option<Duration> {
+    let obs = turn.obs;
+    let last = last_word(obs).filter(|_| !company(obs).is_empty())?;
+    Some(obs.now.until(last + SILENCE))
+}
+
+/// A member has answered a moment ago.
+pub(super) fn hears_a_member(turn: &Turn<'_>) -> bool {
+    let last = turn.obs.heard.members;
+    last.is_some_and(|at| turn.obs.now.since(at) < SILENCE)
+}
+
 fn last_word(obs: &Observation) -> Option<Moment> {
     let heard = &obs.heard;
     let confirmed = obs.lease.map(|lease| lease.sent);

@@ -4,18 +4,20 @@ use crate::cluster::Cluster;
 use crate::types::Role;
 
 use super::decision::{Job, Step, StopPurpose, Why};
-use super::observation::{Bootstrap, JobEnd, JobView, Outcome, Position, Process, Request};
+use super::observation::{
+    Bootstrap, JobEnd, JobView, Outcome, Position, Process, Request, Upstream,
+};
 use super::turn::{Choice, Turn};
-use super::{PASS, shutdown, switchover};
+use super::{PASS, recovery, shutdown, switchover};
 
 /// A job runs: usually the turn is over.
 pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let obs = turn.obs;
     let JobView::Running {
         job,
+        since,
         shut_down_at,
         cancelled,
-        ..
     } = &obs.job
     else {
         return PASS;
@@ -28,7 +30,8 @@ pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if !cancelled
         && let Some(Request::Reinitialize { force: true, .. }) = obs.requests.first()
         && !turn.leads
-        && !matches!(job, Job::Replace { .. } | Job::Stop { .. })
+        // A new copy on its way was asked for earlier: the request for this one is answered before its own begins.
+        && !matches!(job, Job::Stop { .. })
     {
         return Some((
             Step::CancelJob,
@@ -61,8 +64,13 @@ pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             purpose: StopPurpose::Switchover,
             ..
         } if turn.leads => switchover::while_stopping(turn, cluster, *shut_down_at),
-        Job::CheckDivergence { .. } if cluster.is_unlocked() && !cancelled => {
+        Job::CheckDivergence { with }
+            if cluster.is_unlocked() && !cancelled && is_in_the_way(turn, with) =>
+        {
             Some((Step::CancelJob, Why::LeaderGoneWhileComparing))
+        }
+        Job::CrashRecovery if turn.leads && !cancelled && !turn.paused() => {
+            recovery::recovering(turn, cluster, *since).or(rest)
         }
         Job::Stop { .. }
         | Job::CheckDivergence { .. }
@@ -74,6 +82,14 @@ pub(super) fn at_work(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         | Job::CrashRecovery
         | Job::Rewind { .. }
         | Job::Replace { .. } => rest,
+    }
+}
+
+/// A comparison with a leader that is gone, or one that keeps a running server from the race.
+fn is_in_the_way(turn: &Turn<'_>, with: &Upstream) -> bool {
+    match with {
+        Upstream::Member { .. } | Upstream::Nobody => true,
+        Upstream::Remote { .. } => turn.obs.postgres.process == Process::Up,
     }
 }
 
@@ -138,10 +154,11 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             PASS
         }
         Job::CrashRecovery => {
-            turn.memory.crash_recovery_done = true;
+            // One that was ended is due again: the data is as crashed as before.
+            turn.memory.crash_recovery_done = *end != JobEnd::Cancelled;
             PASS
         }
-        Job::Stop { .. } => {
+        Job::Stop { purpose, .. } => {
             if let JobEnd::StoppedAt(at) = end
                 && matches!(obs.postgres.process, Process::Down { .. })
                 && turn.memory.stopped_at.is_none()
@@ -159,12 +176,15 @@ pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
                     stop_again(turn, detail)
                 };
             }
+            if let (StopPurpose::DemoteCluster, JobEnd::StoppedAt(at)) = (purpose, end) {
+                turn.memory.ended_at.get_or_insert((*at, obs.now));
+            }
             PASS
         }
         Job::StartPrimary { .. }
             if !done && turn.leads && obs.tried.release.is_none() && !turn.paused() =>
         {
-            super::recovery::start_failed(turn, cluster)
+            recovery::start_failed(turn, cluster)
         }
         Job::StartStandby { .. }
             if !done && turn.leads && matches!(obs.postgres.process, Process::Down { .. }) =>
@@ -187,6 +207,9 @@ fn history_is_the_sources(turn: &mut Turn<'_>) {
     turn.memory.diverged = None;
     turn.memory.crash_recovery_done = false;
     turn.memory.compared_with = None;
+    // Where this server ended as a primary is not where it is now: no switchover goes on from there.
+    turn.memory.switching = false;
+    turn.memory.stopped_at = None;
 }
 
 /// A primary that must not serve is stopped by all means; anything else may go on.

@@ -457,6 +457,30 @@ pub enum Upstream {
     Nobody,
 }
 
+impl Upstream {
+    /// Under which name histories are compared with it: the member's, or the remote primary's with its address, because a verdict about
+    /// one server says nothing about another. `None`: nobody.
+    #[must_use]
+    pub fn name(&self) -> Option<MemberName> {
+        match self {
+            Upstream::Member { name, .. } => Some(name.clone()),
+            Upstream::Remote { host, port, .. } => {
+                let address = [Some(Self::REMOTE), host.as_deref(), port.as_deref()];
+                let words: Vec<&str> = address.into_iter().flatten().collect();
+                MemberName::new(words.join(" ")).ok()
+            }
+            Upstream::Nobody => None,
+        }
+    }
+
+    /// Whether this is the name of a standby cluster's remote primary.
+    pub(super) fn is_remote(name: &MemberName) -> bool {
+        name.as_str().starts_with(Self::REMOTE)
+    }
+
+    const REMOTE: &str = "the remote primary";
+}
+
 /// Whether the local history is a prefix of the leader's (S3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Divergence {
@@ -610,16 +634,24 @@ pub struct Memory {
     pub(super) compared_with: Option<(MemberName, Option<Timeline>)>,
     /// PostgreSQL was stopped (or stays down) to give the leader key away.
     pub(super) abdicating: bool,
+    /// The store has shown a cluster, or this server was not found running: it may stand for election.
+    pub(super) belongs: bool,
     /// A switchover stopped this leader: it comes back as a standby even when paused.
     pub(super) switching: bool,
     /// The leader from whose history this one is known to have diverged, until it was repaired or proven a prefix.
     pub(super) diverged: Option<MemberName>,
+    /// Since when the leader of a standby cluster receives nothing because of a switchover.
+    pub(super) handing_on: Option<Moment>,
     /// Members that were on this leader's timeline when its switchover began.
     pub(super) successors: BTreeSet<MemberName>,
+    /// The end of this primary that is yet to be published, and when it was seen (demote-cluster).
+    pub(super) ended_at: Option<(Lsn, Moment)>,
     /// Shutdown checkpoint of the last stop and when its end was seen, while PostgreSQL is down.
     pub(super) stopped_at: Option<(Lsn, Moment)>,
     /// A request was accepted and its job has not begun yet.
     pub(super) accepted: Option<Request>,
+    /// How long the start of the restart that was asked for may take, by the request's own word, until the server runs.
+    pub(super) start_limit: Option<Duration>,
     /// The watchdog was to be armed since it was last seen armed or not needed.
     pub(super) watchdog_tried: bool,
     /// Replication was pointed there at that time; not repeated at once when the observation still differs.
@@ -628,6 +660,8 @@ pub struct Memory {
     pub(super) replay_resumed: bool,
     /// `synchronous_standby_names` as this primary has it in force, and what was acknowledged before.
     pub(super) in_force: Option<InForce>,
+    /// The value that this running standby uses, and since when it has been seen.
+    pub(super) names_on_standby: Option<(String, Moment)>,
     /// A write of `sync` based on this revision was sent in this turn.
     pub(super) sync_sent: Option<Option<crate::types::Revision>>,
     /// A write of `sync` based on this revision was not answered then: it may still happen.
@@ -636,6 +670,8 @@ pub struct Memory {
     pub(super) failsafe_on: Option<Moment>,
     /// A failsafe topology was sent in this turn.
     pub(super) failsafe_sent: Option<BTreeMap<MemberName, String>>,
+    /// While the store is silent some members answered and not all in time: they get all of it.
+    pub(super) failsafe_patient: bool,
     /// Members (with their addresses) of topologies whose writes were not answered then.
     pub(super) failsafe_doubt: BTreeMap<MemberName, (String, Moment)>,
     /// Since when this standby asks to be released from synchronous duty before it stops.
@@ -648,6 +684,8 @@ pub struct Memory {
     pub(super) silent_since: Option<Moment>,
     /// Since when the election waits for a peer that still replays.
     pub(super) replay_awaited: Option<Moment>,
+    /// Since when the election leaves the key to a member of a higher priority.
+    pub(super) preferred_awaited: Option<Moment>,
     /// An empty `initialize` of this revision with nobody at work, and since when.
     pub(super) claim_idle: Option<(Option<crate::types::Revision>, Moment)>,
     /// Highest timeline this node has promised not to go behind; the seam for failing over faster than the lease.
@@ -664,8 +702,17 @@ impl Memory {
     /// What keeps this node from serving as it should; its member document and its status say so.
     #[must_use]
     pub fn cannot_serve(&self) -> Option<&str> {
-        let ailing = self.ailing.as_ref().filter(|ailing| ailing.lasting)?;
-        Some(&ailing.because)
+        let ailing = self.ailing.as_ref().filter(|ailing| ailing.lasting);
+        let diverged = self.has_left_the_remote();
+        ailing
+            .map(|ailing| ailing.because.as_str())
+            .or(diverged.then_some("its history has diverged from the remote primary's"))
+    }
+
+    /// Leading a standby cluster with such a history is better than nobody at all: nothing is written there, and an operator may make
+    /// this site the primary one.
+    pub(super) fn has_left_the_remote(&self) -> bool {
+        self.diverged.as_ref().is_some_and(Upstream::is_remote)
     }
 }
 

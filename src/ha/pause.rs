@@ -7,7 +7,7 @@ use super::PASS;
 use super::decision::{Step, Why};
 use super::observation::{Directory, Position, Process};
 use super::turn::{Choice, Turn};
-use super::{leader, recovery, replica, standby, switchover};
+use super::{leader, race, recovery, replica, standby, switchover};
 
 /// Everything that happens while paused.
 pub(super) fn paused(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
@@ -100,7 +100,7 @@ fn standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
             && turn.obs.tried.acquire.is_none()
             && turn.obs.tried.release.is_none() =>
         {
-            (Step::Acquire, Why::RacingAsCandidate)
+            race::as_named(turn, cluster)
         }
         None => (Step::Rest, Why::Paused),
     }

@@ -14,7 +14,7 @@ use super::observation::{Outcome, PeerAnswer, Position};
 use super::standby;
 use super::switchover::in_force;
 use super::sync;
-use super::turn::{Choice, Turn, limitation};
+use super::turn::{Choice, Limitation, Turn, limitation};
 
 /// How long the election waits for the last leader.
 const PATIENCE_LAST_LEADER: Duration = Duration::from_millis(300);
@@ -66,7 +66,7 @@ pub(super) fn as_standby(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) 
     let verdict = outcome.unwrap_or_else(|| elect(turn, cluster));
     turn.memory.previous_lsn = Some((turn.obs.now, previous));
     if verdict.0 == Step::Rest
-        && let Some(choice) = standby::without_leader(turn)
+        && let Some(choice) = standby::without_leader(turn, cluster)
     {
         return choice;
     }
@@ -139,10 +139,15 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if request.is_some_and(|request| request.candidate.as_ref() == Some(&obs.me))
         && !(planned && electorate.is_some())
     {
-        return Some((Step::Acquire, Why::RacingAsCandidate));
+        return Some(as_candidate(turn, cluster));
     }
     if barred {
         return Some((Step::Rest, Why::NotSynchronous));
+    }
+    // Somebody brings existing servers under our care, and this is not the one to begin with (spec/ha.md §5.6). The primary of a
+    // standby cluster is elsewhere: there any of them will do.
+    if !turn.memory.belongs && obs.settings.standby_cluster.is_none() {
+        return Some((Step::Rest, Why::StandbyBeforeItsPrimary));
     }
     if obs.settings.watchdog_required && !obs.watchdog.usable {
         return Some((Step::Rest, Why::WatchdogUnusable));
@@ -154,6 +159,35 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
         }
     }
     behind_timeline(turn, cluster)
+}
+
+/// The named candidate of a paused cluster. A planned change takes a synchronous standby that has everything, as everywhere.
+pub(super) fn as_named(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    let planned = in_force(turn, cluster).is_some_and(|request| request.leader.is_some());
+    match sync::electorate(turn, cluster).filter(|_| planned) {
+        None => as_candidate(turn, cluster),
+        Some(electorate) if !electorate.may_stand(&turn.obs.me) => {
+            (Step::Rest, Why::NotSynchronous)
+        }
+        Some(_) => elect(turn, cluster),
+    }
+}
+
+/// The named candidate takes the key without asking, unless its agent may have forgotten whom it promised to leave it alone.
+pub(super) fn as_candidate(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
+    if failsafe::may_have_forgotten(turn, cluster) {
+        let whom = voters(turn, cluster, in_force(turn, cluster));
+        let Some(answers) = turn.answers(&whom) else {
+            return (Step::AskPeers { whom }, Why::AskingPeers);
+        };
+        if let Some(why) = primary_alive(&answers) {
+            return (Step::Rest, why);
+        }
+        if let Some(choice) = failsafe::forgotten_word(turn, cluster, &answers) {
+            return choice;
+        }
+    }
+    (Step::Acquire, Why::RacingAsCandidate)
 }
 
 fn behind_timeline(turn: &Turn<'_>, cluster: &Cluster) -> Choice {
@@ -186,8 +220,10 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
     if let Some(choice) = super::serving::hold_back(turn, cluster) {
         return choice;
     }
-    if let Some(why) = objection(turn, cluster, &answers) {
-        return (Step::Rest, why);
+    match objection(turn, cluster, &answers) {
+        Some(Objection { why, lasts: true }) => return (Step::Rest, why),
+        Some(Objection { why, lasts: false }) if awaits_others(turn) => return (Step::Rest, why),
+        Some(_) | None => {}
     }
     if let Some(choice) = failsafe::forgotten_word(turn, cluster, &answers) {
         return choice;
@@ -196,6 +232,23 @@ fn elect(turn: &mut Turn<'_>, cluster: &Cluster) -> (Step, Why) {
         return choice;
     }
     (Step::Acquire, Why::Racing)
+}
+
+/// What speaks against this member.
+struct Objection {
+    why: Why,
+    /// For as long as the answers are these. Else the election waits for the other one, for one lease at most: it may never take the
+    /// key (it does not reach the store, failsafe mode leaves it out, or what it ails from prevents it).
+    lasts: bool,
+}
+
+fn awaits_others(turn: &mut Turn<'_>) -> bool {
+    let now = turn.obs.now;
+    let until = *turn.memory.preferred_awaited.get_or_insert(now) + turn.obs.settings.ttl;
+    if now < until {
+        turn.wake_by(until);
+    }
+    now < until
 }
 
 /// A peer that still replays what it had received before its start has more than it says. The election waits for it, for one lease at
@@ -309,43 +362,64 @@ fn manual(
     PASS
 }
 
-/// The first answer that speaks against this member (spec/ha.md §6.3).
+fn primary_alive(answers: &[(MemberName, PeerAnswer)]) -> Option<Why> {
+    let (peer, _) = answers.iter().find(|(_, answer)| !answer.in_recovery)?;
+    Some(Why::PrimaryAlive { peer: peer.clone() })
+}
+
+/// The first answer that speaks against this member, a mere preference last (spec/ha.md §6.3). Members that could not serve do not speak
+/// against those that could, only against each other.
 fn objection(
     turn: &Turn<'_>,
     cluster: &Cluster,
     answers: &[(MemberName, PeerAnswer)],
-) -> Option<Why> {
+) -> Option<Objection> {
+    let lasting = |why| Objection { why, lasts: true };
     let (mine, my_priority) = (turn.my_lsn(), turn.obs.tags.leader_priority());
-    if let Some((peer, _)) = answers.iter().find(|(_, answer)| !answer.in_recovery) {
-        return Some(Why::PrimaryAlive { peer: peer.clone() });
+    if let Some(why) = primary_alive(answers) {
+        return Some(lasting(why));
     }
     if let Some(electorate) = sync::electorate(turn, cluster) {
-        return electorate.objection(turn, answers, |answer| {
+        let why = electorate.objection(turn, answers, |answer| {
             ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine))
         });
+        return why.map(|why| Objection {
+            lasts: !matches!(why, Why::PeerPreferred { .. }),
+            why,
+        });
     }
-    for (peer, answer) in answers
-        .iter()
-        .filter(|(_, answer)| limitation(answer).is_none())
-    {
+    let ailing = turn.memory.cannot_serve().is_some();
+    let mut preference = None;
+    for (peer, answer) in answers {
+        let able = match limitation(answer) {
+            None => true,
+            Some(Limitation::CannotServe) if ailing => false,
+            Some(Limitation::NoFailover | Limitation::Watchdog | Limitation::CannotServe) => {
+                continue;
+            }
+        };
         if !wrote_the_newest(turn, cluster)
             && ahead((answer.timeline, answer.lsn), (turn.my_timeline(), mine))
         {
-            return Some(Why::PeerAhead {
-                peer: peer.clone(),
-                lsn: answer.lsn,
-            });
+            let (peer, lsn) = (peer.clone(), answer.lsn);
+            let why = Why::PeerAhead { peer, lsn };
+            if able {
+                return Some(lasting(why));
+            }
+            preference = Some(why);
+            continue;
         }
         let former = turn.memory.last_leader.as_ref() == Some(peer);
-        if answer.lsn > Lsn::ZERO
+        if able
+            && answer.lsn > Lsn::ZERO
             && answer.lsn == mine
             && my_priority < answer.tags.leader_priority()
             && !former
         {
-            return Some(Why::PeerPreferred { peer: peer.clone() });
+            preference = Some(Why::PeerPreferred { peer: peer.clone() });
         }
     }
-    None
+    preference.map(|why| Objection { why, lasts: false })
 }
 
 /// This member opened the newest timeline of the cluster and is on it: what others have beyond its end is not of the cluster's

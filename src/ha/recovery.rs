@@ -123,7 +123,7 @@ pub(super) fn starting(turn: &mut Turn<'_>, cluster: &Cluster, since: Moment) ->
         turn.wake_in(TRY_AGAIN_MILLIS);
         return (Step::Rest, Why::Starting);
     }
-    let timeout = obs.settings.primary_start_timeout;
+    let timeout = turn.start_limit();
     let took = obs.now.since(since);
     if took >= timeout {
         return too_slow(turn, cluster, took);
@@ -147,15 +147,30 @@ fn too_slow(turn: &mut Turn<'_>, cluster: &Cluster, took: Duration) -> (Step, Wh
     }
 }
 
+/// The leader of a standby cluster lets its crashed server recover before it compares histories. It leads on without serving no longer
+/// than one whose server starts, if another can lead (spec/ha.md §5.2).
+pub(super) fn recovering(turn: &mut Turn<'_>, cluster: &Cluster, since: Moment) -> Choice {
+    let timeout = turn.obs.settings.primary_start_timeout;
+    let after = turn.obs.now.since(since);
+    if after < timeout {
+        turn.wake_by(since + timeout);
+        return PASS;
+    }
+    match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
+        Err(whom) => Some((Step::AskPeers { whom }, Why::AskingCandidates)),
+        Ok(able) if able.is_empty() => PASS,
+        Ok(_) => {
+            turn.memory.abdicating = true;
+            Some((Step::CancelJob, Why::RecoveryTooSlow { after }))
+        }
+    }
+}
+
 /// The job that was to start the leader's server in place has failed or timed out.
 pub(super) fn start_failed(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     match turn.obs.postgres.process {
         Process::Up => PASS,
-        Process::Starting { .. } => Some(too_slow(
-            turn,
-            cluster,
-            turn.obs.settings.primary_start_timeout,
-        )),
+        Process::Starting { .. } => Some(too_slow(turn, cluster, turn.start_limit())),
         Process::Down { .. } => Some(
             match turn.able_to_lead(cluster, turn.candidates(cluster, None), None) {
                 Err(whom) => (Step::AskPeers { whom }, Why::AskingCandidates),
@@ -244,6 +259,12 @@ fn down_leading(turn: &mut Turn<'_>, cluster: &Cluster, crashed: bool) -> (Step,
 }
 
 impl Turn<'_> {
+    /// How long the leader's server may take to start: as the restart that was asked for says, or as configured (spec/ha.md §5.3).
+    fn start_limit(&self) -> Duration {
+        let configured = self.obs.settings.primary_start_timeout;
+        self.memory.start_limit.unwrap_or(configured)
+    }
+
     /// The directory is a primary's that has not been turned into a standby's: under a lease that was never lost it may go on where
     /// it stands, because nobody can have led in between.
     fn is_primary_in_place(&self) -> bool {
@@ -270,13 +291,19 @@ fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, W
             },
         );
     };
+    let leader = &Reference::of(leader);
     if let Some(diverged) = verdict(turn, cluster, leader) {
         return repair(turn, leader, diverged);
     }
     let proven = proven(turn, leader);
     // A standby that cannot be started as it was may have received more than the leader's history has.
     let could_not_start = turn.obs.postgres.state == PgState::StartFailed;
-    if (turn.is_former_primary() || could_not_start) && !proven {
+    // It has left somebody's history, and was not repaired since.
+    let left = match &turn.obs.postgres.divergence {
+        Divergence::Diverged { .. } | Divergence::RewindFailed { .. } => !turn.memory.fresh,
+        Divergence::Unchecked | Divergence::Prefix { .. } => false,
+    };
+    if (turn.is_former_primary() || could_not_start || left) && !proven {
         return prove(turn, leader);
     }
     // A standby that followed somebody else starts as it was; it is pointed at the new leader once it runs, after the comparison.
@@ -296,8 +323,34 @@ fn rejoin(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) -> (Step, W
     (Step::Start(Job::StartStandby { of: upstream }), why)
 }
 
+/// Whose history ours is compared with: the leader's, in a standby cluster the remote primary's.
+pub(super) struct Reference {
+    pub(super) name: MemberName,
+    /// As it says; `None`: not known.
+    pub(super) timeline: Option<Timeline>,
+    /// It has left recovery, as far as is known.
+    pub(super) is_ready: bool,
+    /// Its control file shows its timeline, as far as is known.
+    pub(super) has_checkpoint: bool,
+    /// Where it is.
+    pub(super) server: Option<Upstream>,
+}
+
+impl Reference {
+    /// The leader.
+    pub(super) fn of(leader: &Member) -> Self {
+        Reference {
+            name: leader.name.clone(),
+            timeline: leader.timeline,
+            is_ready: is_ready(leader),
+            has_checkpoint: leader.checkpoint_after_promote,
+            server: as_upstream(leader),
+        }
+    }
+}
+
 /// Whether this history is known to be a prefix of the leader's present one.
-pub(super) fn proven(turn: &Turn<'_>, leader: &Member) -> bool {
+pub(super) fn proven(turn: &Turn<'_>, leader: &Reference) -> bool {
     let compared = turn.memory.compared_with.as_ref();
     match &turn.obs.postgres.divergence {
         Divergence::Prefix { of } => {
@@ -321,7 +374,11 @@ pub(super) struct Diverged {
 }
 
 /// The known divergence from this leader; remembered, so that a member does not lead with it once that leader is gone.
-pub(super) fn verdict(turn: &mut Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
+pub(super) fn verdict(
+    turn: &mut Turn<'_>,
+    cluster: &Cluster,
+    leader: &Reference,
+) -> Option<Diverged> {
     let verdict = judge(turn, cluster, leader);
     if verdict.is_some() {
         turn.memory.diverged = Some(leader.name.clone());
@@ -331,7 +388,7 @@ pub(super) fn verdict(turn: &mut Turn<'_>, cluster: &Cluster, leader: &Member) -
     verdict
 }
 
-fn judge(turn: &Turn<'_>, cluster: &Cluster, leader: &Member) -> Option<Diverged> {
+fn judge(turn: &Turn<'_>, cluster: &Cluster, leader: &Reference) -> Option<Diverged> {
     if turn.memory.fresh {
         return None;
     }
@@ -381,8 +438,12 @@ pub(super) fn opener_of(cluster: &Cluster, timeline: Timeline) -> Option<&Member
         .as_ref()
 }
 
-/// Whether this member must not lead because of its history. A failover (not a switchover) to it is an operator's word against that.
+/// Whether this member must not lead because of its history. A failover (not a switchover) to it is an operator's word against that. The
+/// verdict about a standby cluster's remote primary only lets others go first ([`super::serving`]): nobody writes here.
 pub(super) fn must_not_lead(turn: &Turn<'_>, cluster: &Cluster) -> Option<Why> {
+    if turn.memory.has_left_the_remote() {
+        return None;
+    }
     let from = turn.memory.diverged.clone()?;
     let forced = cluster.failover.as_ref().is_some_and(|request| {
         request.leader.is_none() && request.candidate.as_ref() == Some(&turn.obs.me)
@@ -391,8 +452,8 @@ pub(super) fn must_not_lead(turn: &Turn<'_>, cluster: &Cluster) -> Option<Why> {
 }
 
 /// Begins the comparison, if the leader is ready for it.
-pub(super) fn prove(turn: &mut Turn<'_>, leader: &Member) -> (Step, Why) {
-    if !is_ready(leader) || still_on_mine(turn, leader) {
+pub(super) fn prove(turn: &mut Turn<'_>, leader: &Reference) -> (Step, Why) {
+    if !leader.is_ready || still_on_mine(turn, leader) {
         return (
             Step::Rest,
             Why::WaitingForPromotion {
@@ -429,7 +490,7 @@ pub(super) fn prove(turn: &mut Turn<'_>, leader: &Member) -> (Step, Why) {
     if down && is_unclean(turn) && !turn.memory.crash_recovery_done {
         return (Step::Start(Job::CrashRecovery), Why::CrashRecovering);
     }
-    let Some(with) = as_upstream(leader) else {
+    let Some(with) = leader.server.clone() else {
         return (
             Step::Rest,
             Why::LeaderUnknown {
@@ -456,7 +517,7 @@ impl Turn<'_> {
 
 /// The leader's document shows the timeline on which this directory was a primary. Either the document is older than the leader's
 /// promotion, or both opened a timeline of the same number and the history does not tell yet: no verdict in either case.
-fn still_on_mine(turn: &Turn<'_>, leader: &Member) -> bool {
+fn still_on_mine(turn: &Turn<'_>, leader: &Reference) -> bool {
     !turn.memory.fresh
         && turn.memory.was_primary_on.is_some()
         && turn.memory.was_primary_on == leader.timeline
@@ -488,7 +549,7 @@ fn is_unclean(turn: &Turn<'_>) -> bool {
 }
 
 /// Histories diverged and the server is down: rewind or copy again, as allowed.
-fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Why) {
+pub(super) fn repair(turn: &mut Turn<'_>, leader: &Reference, diverged: Diverged) -> (Step, Why) {
     let Diverged {
         detail,
         same_number,
@@ -498,7 +559,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
         turn.obs.postgres.divergence,
         Divergence::RewindFailed { .. }
     );
-    let Some(from) = as_upstream(leader) else {
+    let Some(from) = leader.server.clone() else {
         return (
             Step::Rest,
             Why::LeaderUnknown {
@@ -506,7 +567,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
             },
         );
     };
-    if !is_ready(leader) {
+    if !leader.is_ready {
         return (
             Step::Rest,
             Why::WaitingForPromotion {
@@ -548,7 +609,7 @@ fn repair(turn: &mut Turn<'_>, leader: &Member, diverged: Diverged) -> (Step, Wh
         if failed && let Some(choice) = await_another_rewind(turn) {
             return choice;
         }
-        if !leader.checkpoint_after_promote {
+        if !leader.has_checkpoint {
             return (
                 Step::Rest,
                 Why::WaitingForCheckpoint {

@@ -6,6 +6,7 @@ use crate::types::{MemberName, ReplicationState, Role};
 
 use super::decision::{Job, Step, StopMode, StopPurpose, Why};
 use super::observation::{Position, Upstream};
+use super::recovery::Reference;
 use super::turn::{Choice, Turn, as_upstream, named, stop};
 use super::{PASS, recovery, standby};
 
@@ -30,7 +31,7 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         turn.memory.replay_resumed = true;
         return (Step::ResumeReplay, Why::ResumingReplay);
     }
-    if let Some(choice) = standby::follow(turn, &upstream) {
+    if let Some(choice) = standby::follow(turn, cluster, &upstream) {
         return choice;
     }
     let pointed = turn.obs.postgres.follows.as_ref() == Some(&upstream);
@@ -46,7 +47,8 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
         }
         return copy_slots(turn, leader).unwrap_or((Step::Rest, steady));
     }
-    if let Some(diverged) = recovery::verdict(turn, cluster, leader) {
+    let reference = Reference::of(leader);
+    if let Some(diverged) = recovery::verdict(turn, cluster, &reference) {
         let repairable = recovery::can_repair(turn, &diverged);
         let detail = diverged.detail;
         return if turn.paused() || !repairable {
@@ -64,15 +66,15 @@ pub(super) fn follow(turn: &mut Turn<'_>, cluster: &Cluster, name: &MemberName) 
             )
         };
     }
-    if !recovery::proven(turn, leader) {
-        return if pointed && !recovery::is_ready(leader) {
+    if !recovery::proven(turn, &reference) {
+        return if pointed && !reference.is_ready {
             (Step::Rest, steady)
         } else {
-            recovery::prove(turn, leader)
+            recovery::prove(turn, &reference)
         };
     }
     if pointed {
-        return wait_or_compare_again(turn, leader, upstream, steady);
+        return wait_or_compare_again(turn, &reference, upstream, steady);
     }
     point(turn, upstream, name, steady)
 }
@@ -94,12 +96,11 @@ fn copy_slots(turn: &Turn<'_>, leader: &Member) -> Choice {
 /// Pointed at the leader, proven, and still not streaming on its timeline: the old upstream may have sent more after the comparison.
 fn wait_or_compare_again(
     turn: &mut Turn<'_>,
-    leader: &Member,
+    leader: &Reference,
     upstream: Upstream,
     steady: Why,
 ) -> (Step, Why) {
-    let behind =
-        turn.my_timeline() != leader.timeline && recovery::is_ready(leader) && !turn.paused();
+    let behind = turn.my_timeline() != leader.timeline && leader.is_ready && !turn.paused();
     let now = turn.obs.now;
     let waited = turn
         .memory
@@ -154,7 +155,7 @@ pub(super) fn point(
     }
 }
 
-fn is_streaming(turn: &Turn<'_>) -> bool {
+pub(super) fn is_streaming(turn: &Turn<'_>) -> bool {
     match &turn.obs.postgres.position {
         Some(Position::Standby { replication, .. }) => {
             *replication == Some(ReplicationState::Streaming)

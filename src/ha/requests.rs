@@ -51,6 +51,7 @@ fn begin(turn: &mut Turn<'_>, cluster: &Cluster, request: &Request) -> Choice {
             }
             turn.memory.leaving = None;
             turn.memory.accepted = None;
+            turn.memory.start_limit = *timeout;
             let timeout = timeout.unwrap_or(turn.obs.settings.primary_start_timeout);
             Some((Step::Start(Job::Restart { timeout }), Why::Restarting))
         }
@@ -73,7 +74,10 @@ fn begin(turn: &mut Turn<'_>, cluster: &Cluster, request: &Request) -> Choice {
                 )),
                 Process::Down { .. } => {
                     turn.memory.accepted = None;
-                    let because = ReplaceReason::Requested;
+                    let because = match from_leader {
+                        true => ReplaceReason::RequestedFromLeader,
+                        false => ReplaceReason::Requested,
+                    };
                     let why = Why::Recloning {
                         from: named(&from),
                         because,

@@ -1,4 +1,5 @@
-//! A member that could not serve is no candidate while another can: no space, an unusable directory, an API that nobody reaches.
+//! A member that could not serve is no candidate while another can: no space, an unusable directory, an API that nobody reaches, in a
+//! standby cluster a history that has left the remote primary's.
 //!
 //! What is wrong comes from outside as [`Observation::ailment`]. It counts once it has lasted for a turn, is over once it has not been
 //! seen for a lease, and costs a running leader its place only after a whole lease and only once in a while: nothing flaps. It never
@@ -7,6 +8,7 @@
 //! [`Observation::ailment`]: super::observation::Observation::ailment
 
 use crate::cluster::Cluster;
+use crate::types::Lsn;
 
 use super::PASS;
 use super::decision::{Step, Why};
@@ -41,8 +43,10 @@ pub(super) fn note(turn: &mut Turn<'_>) {
 /// Nobody leads and this member ails: it leaves the race to those who do not, for one lease at most.
 pub(super) fn hold_back(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let because = turn.memory.cannot_serve()?.to_owned();
+    // What a diverged history has beyond another's does not count.
+    let at = turn.memory.has_left_the_remote().then_some(Lsn::ZERO);
     let able = turn
-        .able_to_lead(cluster, turn.candidates(cluster, None), None)
+        .able_to_lead(cluster, turn.candidates(cluster, None), at)
         .ok()?;
     if able.is_empty() {
         return PASS;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use crate::cluster::{Cluster, FailoverRequest, Schedule};
 use crate::types::{Lsn, MemberName};
 
-use super::PASS;
 use super::decision::{Job, Step, StopMode, StopPurpose, Why, Write};
 use super::jobs::just_acquired;
-use super::observation::{Outcome, PeerAnswer, Position};
+use super::observation::{Outcome, PeerAnswer, Position, Upstream};
 use super::turn::{Choice, Turn};
+use super::{PASS, replica};
 
 /// After its stop the old leader waits so long for somebody to have received everything; then it starts again.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -56,21 +56,69 @@ pub(super) fn on_request(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let why = Why::SwitchingOver {
         candidate: request.candidate.clone(),
     };
+    if turn.obs.settings.standby_cluster.is_some() {
+        return hand_on(turn, cluster, able, why);
+    }
     begin(turn, able, why).or_else(|| refuse("no healthy candidate"))
+}
+
+/// Remembers those of `able` that have this leader's history; whether there are any. Somebody with more WAL on an older timeline has
+/// another history, not all of this one.
+fn name_successors(turn: &mut Turn<'_>, able: Vec<(MemberName, PeerAnswer)>) -> bool {
+    let mine = turn.my_timeline();
+    let successors: BTreeSet<MemberName> = able
+        .into_iter()
+        .filter(|(_, answer)| answer.timeline.is_none() || answer.timeline == mine)
+        .map(|(name, _)| name)
+        .collect();
+    let any = !successors.is_empty();
+    turn.memory.successors = successors;
+    any
+}
+
+/// The leader of a standby cluster gives the key away without a stop: no commit is acknowledged here. It lets go of the remote server
+/// first, so that its slot there is free and the successor, which has everything received here, lacks nothing that the slot no longer
+/// keeps.
+fn hand_on(
+    turn: &mut Turn<'_>,
+    cluster: &Cluster,
+    able: Vec<(MemberName, PeerAnswer)>,
+    why: Why,
+) -> Choice {
+    if !matches!(turn.obs.postgres.position, Some(Position::Standby { .. })) {
+        return PASS;
+    }
+    if turn.obs.postgres.follows != Some(Upstream::Nobody) {
+        if !name_successors(turn, able) {
+            return refuse("no healthy candidate");
+        }
+        let me = turn.obs.me.clone();
+        let (step, _) = replica::point(turn, Upstream::Nobody, &me, why.clone());
+        return Some((step, why));
+    }
+    let (now, at) = (turn.obs.now, turn.my_lsn());
+    let since = *turn.memory.handing_on.get_or_insert(now);
+    if !replica::is_streaming(turn)
+        && let Some(choice) = give_away(turn, cluster, at)
+    {
+        return Some(choice);
+    }
+    if now.since(since) < CATCH_UP {
+        turn.wake_in(ASK_AGAIN_MILLIS);
+        return Some((Step::Rest, Why::NobodyCaughtUp { at }));
+    }
+    turn.memory.handing_on = None;
+    Some((
+        Step::Write(Write::ClearFailover),
+        Why::SwitchoverAbandoned { at },
+    ))
 }
 
 /// Stops this leader so that one of `able` can take over; nothing if none of them has its history.
 pub(super) fn begin(turn: &mut Turn<'_>, able: Vec<(MemberName, PeerAnswer)>, why: Why) -> Choice {
-    // Somebody with more WAL on an older timeline has another history, not all of this one.
-    let successors: BTreeSet<MemberName> = able
-        .into_iter()
-        .filter(|(_, answer)| answer.timeline.is_none() || answer.timeline == turn.my_timeline())
-        .map(|(name, _)| name)
-        .collect();
-    if successors.is_empty() {
+    if !name_successors(turn, able) {
         return PASS;
     }
-    turn.memory.successors = successors;
     turn.memory.switching = true;
     let job = Job::Stop {
         mode: StopMode::Fast,

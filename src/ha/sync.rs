@@ -83,6 +83,10 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if turn.writes_fail() {
         return PASS;
     }
+    if let Some(pending) = not_in_force(turn, replication) {
+        turn.wake_in(LOOK_AGAIN_MILLIS);
+        return require(turn, replication, pending);
+    }
     let me = Node::from(&obs.me);
     let Some(leader) = cluster.sync.leader.as_ref().map(Node::from) else {
         return Some(publish(turn, cluster, 0, &Nodes::new()));
@@ -153,6 +157,20 @@ pub(super) fn keep(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
             }
             require(turn, replication, settled)
         }
+    }
+}
+
+/// The value that is written and that the server has not been seen to use. Nothing may be concluded from the one it still uses: it gives
+/// that up at any moment.
+fn not_in_force(turn: &Turn<'_>, replication: &Replication) -> Option<Option<String>> {
+    match &turn.obs.postgres.standby_names {
+        Some(StandbyNames::Managed(names))
+            if names.as_deref().unwrap_or_default() != replication.names
+                && names.as_deref() != Some(isolation::HELD) =>
+        {
+            Some(names.clone())
+        }
+        Some(StandbyNames::Managed(_) | StandbyNames::Configured) | None => None,
     }
 }
 
@@ -410,11 +428,16 @@ pub(super) fn before_promotion(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice
     let running = turn.obs.postgres.replication.as_ref();
     let in_force =
         running.is_none_or(|running| running.names == names.as_deref().unwrap_or_default());
-    if in_force {
-        return PASS;
+    if !in_force {
+        turn.wake_in(50);
+        return Some((Step::Rest, Why::NamesNotInForce));
     }
-    turn.wake_in(50);
-    Some((Step::Rest, Why::NamesNotInForce))
+    let taken_up = turn.memory.names_on_standby.as_ref()?.1 + TAKEN_UP;
+    if turn.obs.now < taken_up {
+        turn.wake_by(taken_up);
+        return Some((Step::Rest, Why::NamesNotInForce));
+    }
+    PASS
 }
 
 /// Before a primary is started where it stands: what it will require of commits must go with what is published.

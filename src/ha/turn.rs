@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Initialize, Member};
 use crate::types::{Lsn, MemberName, Moment, Timeline};
 
 use super::decision::{Asked, Decision, Job, Step, StopMode, StopPurpose, Why};
@@ -54,9 +54,6 @@ impl<'a> Turn<'a> {
 
     /// Updates what later turns need to know of this one.
     pub(super) fn remember(&mut self, cluster: &Cluster) {
-        if self.obs.settings.failsafe {
-            self.memory.failsafe_on = Some(self.obs.now);
-        }
         if let Some(leader) = &cluster.leader {
             if self.memory.last_led != cluster.members {
                 self.memory.last_led.clone_from(&cluster.members);
@@ -67,15 +64,31 @@ impl<'a> Turn<'a> {
             self.memory.race_backoff = None;
             self.memory.yield_until = None;
             self.memory.replay_awaited = None;
+            self.memory.preferred_awaited = None;
         }
+        self.memory.belongs |= cluster.leader.is_some()
+            || cluster.initialize != Initialize::Absent
+            || self.obs.postgres.process != Process::Up;
         if self.obs.lease.is_none() {
             self.memory.failsafe_sent = None;
             self.memory.failsafe_doubt.clear();
             self.memory.watchdog_tried = false;
             self.memory.sync_sent = None;
         }
+        // Once this is no standby cluster any more, or has another source, its former source says nothing about who may lead.
+        let remote = self.obs.settings.standby_cluster.as_ref();
+        let other = |from: &mut MemberName| {
+            Upstream::is_remote(from) && remote.and_then(Upstream::name).as_ref() != Some(from)
+        };
+        self.memory.diverged.take_if(other);
+        if !self.leads || self.obs.postgres.follows != Some(Upstream::Nobody) {
+            self.memory.handing_on = None;
+        }
         if !self.obs.postgres.replay_paused {
             self.memory.replay_resumed = false;
+        }
+        if self.paused() || !self.is_restarting() {
+            self.memory.start_limit = None;
         }
         if self.obs.postgres.position.is_some() || self.obs.postgres.process != Process::Up {
             self.memory.silent_since = None;
@@ -96,6 +109,18 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// A restart is at work, or its start goes on by itself.
+    fn is_restarting(&self) -> bool {
+        let at_work = matches!(
+            &self.obs.job,
+            JobView::Running {
+                job: Job::Restart { .. },
+                ..
+            }
+        );
+        at_work || matches!(self.obs.postgres.process, Process::Starting { .. })
+    }
+
     fn remember_running(&mut self) {
         let memory = &mut self.memory;
         match &self.obs.postgres.position {
@@ -105,6 +130,7 @@ impl<'a> Turn<'a> {
                 memory.opened_by = Some((*timeline, self.obs.me.clone()));
                 memory.compared_with = None;
                 memory.diverged = None;
+                memory.names_on_standby = None;
                 if matches!(self.obs.job, JobView::Idle) {
                     memory.successors.clear();
                 }
@@ -114,11 +140,18 @@ impl<'a> Turn<'a> {
             Some(Position::Standby { .. }) => {
                 memory.switching = false;
                 memory.in_force = None;
+                if let Some(running) = &self.obs.postgres.replication {
+                    let known = memory.names_on_standby.as_ref();
+                    if known.is_none_or(|(names, _)| *names != running.names) {
+                        memory.names_on_standby = Some((running.names.clone(), running.at));
+                    }
+                }
             }
         }
         memory.fresh = false;
         memory.crash_recovery_done = false;
         memory.stopped_at = None;
+        memory.ended_at = None;
     }
 
     /// Observe again no later than this.

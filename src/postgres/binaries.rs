@@ -134,10 +134,11 @@ pub async fn run_until(
         program: program.clone(),
         source,
     })?;
-    let process = child_process(&child);
+    let mut leash = Leash::of(&child);
     let mut output = std::pin::pin!(child.wait_with_output());
     tokio::select! {
         result = &mut output => {
+            leash.let_go();
             let output = result.map_err(|source| ToolError::Unstartable { program, source })?;
             Ok(ToolOutput {
                 status: output.status,
@@ -146,40 +147,117 @@ pub async fn run_until(
             })
         }
         () = cancelled => {
-            if let Some(process) = process {
-                end(&process, CANCEL_GRACE).await;
-            }
-            // Reaps it; if there was no handle, dropping `output` kills it.
+            leash.end(CANCEL_GRACE).await;
             Err(ToolError::Cancelled { program })
         }
     }
 }
 
-/// The handle of a child that has just been started.
-fn child_process(child: &Child) -> Option<Process> {
-    let pid = i32::try_from(child.id()?).ok()?;
-    Process::open(pid).ok().flatten()
+/// A child that does not outlive whoever waits for it. A job that is cancelled is dropped between two awaits: whatever it had started
+/// would go on beside its successor, in the same directory. Dropped before [`Leash::let_go`] or [`Leash::end`], this kills the child
+/// and everything below it at once.
+pub(super) struct Leash(Option<Process>);
+
+impl Leash {
+    /// How long a dropped one waits for what it has killed.
+    const GONE: Duration = Duration::from_millis(200);
+
+    /// Of a child that has just been started.
+    pub(super) fn of(child: &Child) -> Leash {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        Leash(pid.and_then(|pid| Process::open(pid).ok().flatten()))
+    }
+
+    /// The child has ended; what it left in the background is its own affair.
+    pub(super) fn let_go(&mut self) {
+        self.0 = None;
+    }
+
+    /// Ends the child as [`end`] does.
+    pub(super) async fn end(&mut self, grace: Duration) {
+        if let Some(process) = &self.0 {
+            end(process, grace).await;
+        }
+        self.let_go();
+    }
 }
 
-/// Ends a process: SIGTERM, `grace` to comply, then the whole tree is killed. Returns when it is gone.
+impl Drop for Leash {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            process::kill_tree_now(&process, Leash::GONE);
+        }
+    }
+}
+
+/// Ends a process: SIGTERM, `grace` to comply, then it is killed with all that it has started; also what it has left behind when it
+/// complied. Returns when all are gone.
 pub async fn end(process: &Process, grace: Duration) {
-    let _ = process.signal(rustix::process::Signal::TERM);
+    use rustix::process::Signal;
+    // Listed while it stands still: once it has ended, nothing shows any more whose children these were.
+    let _ = process.signal(Signal::STOP);
+    let below = process.descendants();
+    let _ = process.signal(Signal::TERM);
+    let _ = process.signal(Signal::CONT);
     if tokio::time::timeout(grace, process.exited()).await.is_err() {
         process::kill_tree(process).await;
     }
+    process::kill_all(&below).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::clock;
+
+    /// A shell with a child of its own; both pids are in the file once they run.
+    fn family(file: &Path) -> Command {
+        let mut command = Command::new("/bin/sh");
+        let file = file.display();
+        command.args([
+            "-c",
+            &format!("sleep 600 & echo $$ $! > {file}.new; mv {file}.new {file}; wait"),
+        ]);
+        command
+    }
+
+    /// Completes when the family runs.
+    async fn members(file: &Path) -> Vec<Process> {
+        let until = clock::now() + Duration::from_secs(20);
+        loop {
+            if let Ok(text) = std::fs::read_to_string(file) {
+                let open = |pid: &str| Process::open(pid.parse().unwrap()).unwrap().unwrap();
+                return text.split_whitespace().map(open).collect();
+            }
+            assert!(clock::now() < until, "the program does not start");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 
     #[tokio::test]
     async fn cancelling_ends_a_program_and_its_children() {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "sleep 600 & echo $!; wait"]);
-        let cancelled = tokio::time::sleep(Duration::from_millis(50));
-        let result = run_until(command, cancelled).await;
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("pids");
+        let mut family_members = Vec::new();
+        let cancelled = async { family_members = members(&file).await };
+        let result = run_until(family(&file), cancelled).await;
         assert!(matches!(result, Err(ToolError::Cancelled { .. })));
+        assert_eq!(family_members.len(), 2);
+        assert!(family_members.iter().all(|member| !member.is_alive()));
+    }
+
+    #[tokio::test]
+    async fn a_program_does_not_outlive_whoever_waits_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("pids");
+        let family_members = tokio::select! {
+            ended = run(family(&file)) => panic!("{ended:?}"),
+            members = members(&file) => members,
+        };
+        assert_eq!(family_members.len(), 2);
+        assert!(family_members.iter().all(|member| !member.is_alive()));
     }
 
     #[tokio::test]

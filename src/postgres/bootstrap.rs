@@ -316,7 +316,7 @@ pub async fn create_replication_users(
 }
 
 /// Settings that keep a statement with a password out of the server's log.
-const QUIET: [(&str, &str); 5] = [
+pub(super) const QUIET: [(&str, &str); 5] = [
     ("log_statement", "none"),
     ("log_min_duration_statement", "-1"),
     ("log_min_error_statement", "log"),
@@ -397,12 +397,12 @@ pub fn grants_for_rewind(user: &str) -> String {
     statements
 }
 
-fn quote_identifier(name: &str) -> String {
+pub(super) fn quote_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Safe with `standard_conforming_strings` on and off.
-fn quote_literal(text: &str) -> String {
+pub(super) fn quote_literal(text: &str) -> String {
     let escape = if text.contains('\\') { " E" } else { "" };
     format!(
         "{escape}'{}'",

@@ -12,12 +12,11 @@ use serde_json::{Map, Value};
 use tokio::io::AsyncReadExt;
 
 use super::Settings;
-use super::binaries::{self, CANCEL_GRACE, ToolError};
+use super::binaries::{CANCEL_GRACE, Leash, ToolError};
 use super::conninfo::Conninfo;
 use super::directory::{self, Contents, DirectoryError, Filling, Removal};
 use super::hooks;
 use super::options::{self, FORBIDDEN_BASEBACKUP, OptionProblem};
-use super::process::Process;
 use super::write::{FileError, write_passwords};
 use crate::config::value::{is_truthy, text};
 use crate::types::PgVersion;
@@ -208,8 +207,9 @@ pub struct CloneRequest<'a> {
     pub source: Option<&'a Source>,
     /// Why the content of the data directory may be replaced; `None`: it must be empty or unfinished work of ours.
     pub replace: Option<Removal>,
-    /// `true`: a diverged directory (replaced because the configuration says so) is renamed to `.diverged` if there is room.
-    pub keep_replaced: bool,
+    /// A diverged directory (replaced because the configuration says so) of no more bytes than this is renamed to `.diverged` if there
+    /// is room; `None`: it is removed.
+    pub keep_replaced: Option<u64>,
     /// Where the progress goes.
     pub progress: &'a Progress,
 }
@@ -303,8 +303,11 @@ fn clear(request: &CloneRequest<'_>, removal: Removal) -> Result<(), CloneError>
     let data_dir = &request.settings.data_dir;
     let is_cluster = matches!(directory::contents(data_dir)?, Contents::Cluster(_));
     // A reinitialisation is an operator's explicit wish: the old content is no evidence of anything.
-    if request.keep_replaced && is_cluster && removal == Removal::Configured {
-        match directory::set_aside_diverged(data_dir) {
+    if let Some(limit) = request.keep_replaced
+        && is_cluster
+        && removal == Removal::Configured
+    {
+        match directory::set_aside_diverged(data_dir, limit) {
             directory::SetAside::Kept(path) => {
                 tracing::warn!(path = %path.display(), "the replaced data directory is kept until the next one");
                 return Ok(());
@@ -396,10 +399,7 @@ async fn base_backup_once(
         .stderr(Stdio::piped());
     let failed = |error: std::io::Error| Failure::Failed(format!("pg_basebackup: {error}"));
     let mut child = command.spawn().map_err(failed)?;
-    let process = child
-        .id()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .and_then(|pid| Process::open(pid).ok().flatten());
+    let mut leash = Leash::of(&child);
     let stderr = child.stderr.take();
     let mut messages = String::new();
     let ended = {
@@ -414,11 +414,12 @@ async fn base_backup_once(
             ended = &mut run => Some(ended),
             () = cancelled => None,
         };
-        if ended.is_none()
-            && let Some(process) = &process
-        {
-            binaries::end(process, CANCEL_GRACE).await;
-            let _ = run.await;
+        match ended {
+            Some(_) => leash.let_go(),
+            None => {
+                leash.end(CANCEL_GRACE).await;
+                let _ = run.await;
+            }
         }
         ended
     };
@@ -610,7 +611,7 @@ mod tests {
                 methods,
                 source: Some(&self.source),
                 replace,
-                keep_replaced: false,
+                keep_replaced: None,
                 progress: &self.progress,
             }
         }

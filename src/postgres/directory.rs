@@ -430,10 +430,17 @@ pub enum SetAside {
 }
 
 /// Renames a diverged data directory to `<data_dir>.diverged` before a clone replaces it, if the clone will fit beside it: commits that
-/// only this node had can still be looked up. One is kept.
+/// only this node had can still be looked up. One is kept. `limit`: bytes above which it is not.
 #[must_use]
-pub fn set_aside_diverged(data_dir: &Path) -> SetAside {
+pub fn set_aside_diverged(data_dir: &Path, limit: u64) -> SetAside {
     let size = size(data_dir);
+    if size > limit {
+        return SetAside::NotKept {
+            reason: format!(
+                "it has {size} bytes, more than postgresql.keep_diverged_limit = {limit}"
+            ),
+        };
+    }
     let free = match free_space(data_dir) {
         Ok(free) => free.saturating_add(self::size(&with_suffix(data_dir, ".diverged"))),
         Err(error) => {
@@ -714,12 +721,19 @@ mod tests {
         for content in ["one", "two"] {
             let data = cluster(root.path());
             fs::write(data.join("which"), content).unwrap();
-            let SetAside::Kept(path) = set_aside_diverged(&data) else {
+            let SetAside::Kept(path) = set_aside_diverged(&data, u64::MAX) else {
                 panic!("not kept")
             };
             assert_eq!(path, root.path().join("data.diverged"));
             assert!(!data.exists());
             assert_eq!(fs::read_to_string(path.join("which")).unwrap(), content);
         }
+        let data = cluster(root.path());
+        fs::write(data.join("much"), [0; 100]).unwrap();
+        let SetAside::NotKept { reason } = set_aside_diverged(&data, 99) else {
+            panic!("kept")
+        };
+        assert!(reason.contains("keep_diverged_limit"), "{reason}");
+        assert!(data.exists());
     }
 }

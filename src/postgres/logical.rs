@@ -1,43 +1,16 @@
-//! Logical slots on standbys (spec/postgres-management.md §11.6, 11+): copied from the leader once, then moved along with it, so that a
-//! consumer finds its slot after a failover.
-//!
-//! PostgreSQL has no statement that copies a slot between servers: its state file is read from the leader and put into the stopped
-//! standby's `pg_replslot`. Nothing here decides when.
+//! Logical slots on standbys (spec/postgres-management.md §11.6, 11+): copied from the leader once ([`super::slot_copy`]), then moved along
+//! with it, so that a consumer finds its slot after a failover. Nothing here decides when.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
 
+use super::Settings;
 use super::conninfo::Upstream;
-use super::slots::{LogicalSlot, PresentSlot};
+use super::slots::PresentSlot;
 use super::sql::{Session, SqlError, Target};
-use super::write::FileError;
-use super::{Settings, write};
 use crate::types::{Lsn, PgVersion};
 
-/// A slot as the leader has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Copy {
-    /// Its name.
-    pub name: String,
-    /// The content of its state file.
-    pub state: Vec<u8>,
-}
-
-/// Why nothing was copied.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyError {
-    /// The leader cannot be asked.
-    #[error(transparent)]
-    Sql(#[from] SqlError),
-    /// It is a standby (still): its slots are copies themselves.
-    #[error("the leader is still in recovery")]
-    InRecovery,
-}
-
-async fn ask_leader(
+/// A session on the leader, with the rights to read its files.
+pub(super) async fn ask_leader(
     settings: &Settings,
     version: PgVersion,
     leader: &Upstream,
@@ -46,105 +19,6 @@ async fn ask_leader(
     Target::remote(leader, &settings.database, credentials)
         .connect()
         .await
-}
-
-/// Reads the wanted slots from the leader. Those that it does not have, or has as something else, are left out; so are failover slots
-/// (17+), which PostgreSQL copies itself.
-///
-/// # Errors
-/// [`CopyError`].
-pub async fn read(
-    settings: &Settings,
-    version: PgVersion,
-    leader: &Upstream,
-    wanted: &BTreeMap<String, LogicalSlot>,
-) -> Result<Vec<Copy>, CopyError> {
-    let session = ask_leader(settings, version, leader).await?;
-    if session.is_in_recovery().await? {
-        return Err(CopyError::InRecovery);
-    }
-    let failover = if version.at_least(17) {
-        "AND NOT failover"
-    } else {
-        ""
-    };
-    // 'pg_replslot' is a directory of slots by name, which are safe in a path.
-    let statement = format!(
-        "SELECT slot_name::text, database::text, plugin::text, \
-         pg_catalog.pg_read_binary_file('pg_replslot/' || slot_name || '/state') \
-         FROM pg_catalog.pg_replication_slots \
-         WHERE slot_type = 'logical' AND NOT temporary AND slot_name::text = ANY($1) {failover}"
-    );
-    let names: Vec<&str> = wanted.keys().map(String::as_str).collect();
-    let mut copies = Vec::new();
-    for row in session.query(&statement, &[&names]).await? {
-        let field = |error| SqlError::Postgres(error);
-        let name: String = row.try_get(0).map_err(field)?;
-        let slot = LogicalSlot {
-            database: row.try_get(1).map_err(field)?,
-            plugin: row.try_get(2).map_err(field)?,
-        };
-        if wanted.get(&name) == Some(&slot) {
-            let state = row.try_get(3).map_err(field)?;
-            copies.push(Copy { name, state });
-        } else {
-            tracing::warn!(
-                slot = name,
-                "the leader's slot has another database or plugin than configured; it is not copied yet"
-            );
-        }
-    }
-    Ok(copies)
-}
-
-/// Puts the copies into the data directory of a stopped server; one of the same name is replaced.
-///
-/// # Errors
-/// A file or directory cannot be written. What is half written has a name that PostgreSQL removes at its start.
-pub fn install(data_dir: &Path, copies: &[Copy]) -> Result<(), FileError> {
-    let slots = data_dir.join("pg_replslot");
-    let file_mode = write::file_mode(data_dir);
-    let directory_mode = if file_mode & 0o040 == 0 { 0o700 } else { 0o750 };
-    for copy in copies {
-        let draft = slots.join(format!("{}.tmp", copy.name));
-        let place = slots.join(&copy.name);
-        remove(&draft)?;
-        DirBuilder::new()
-            .mode(directory_mode)
-            .create(&draft)
-            .map_err(FileError::wrap("create", &draft))?;
-        let path = draft.join("state");
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(file_mode)
-            .open(&path)
-            .and_then(|mut file| {
-                file.write_all(&copy.state)?;
-                file.sync_all()
-            });
-        written.map_err(FileError::wrap("write", &path))?;
-        sync(&draft)?;
-        remove(&place)?;
-        fs::rename(&draft, &place).map_err(FileError::wrap("rename", &draft))?;
-        sync(&slots)?;
-    }
-    Ok(())
-}
-
-fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(FileError::wrap("remove", path)(error))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn sync(directory: &Path) -> Result<(), FileError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(FileError::wrap("sync", directory))
 }
 
 /// Moves a copy along.
@@ -349,29 +223,5 @@ mod tests {
             readiness.look(&leader(Some(3), near_end), "me", &local(10)),
             Seen::Ready(vec!["p".to_owned()])
         );
-    }
-
-    #[test]
-    fn copies_are_put_in_place_whole_and_replace_what_was_there() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path();
-        fs::set_permissions(data, fs::Permissions::from_mode(0o700)).unwrap();
-        let old = data.join("pg_replslot/p");
-        fs::create_dir_all(&old).unwrap();
-        fs::write(old.join("state"), "old").unwrap();
-        fs::write(old.join("xid-1.spill"), "old").unwrap();
-        // Left over from an attempt that was interrupted.
-        fs::create_dir_all(data.join("pg_replslot/p.tmp/state")).unwrap();
-        let copy = Copy {
-            name: "p".into(),
-            state: b"new".to_vec(),
-        };
-        install(data, &[copy]).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(fs::read(old.join("state")).unwrap(), b"new");
-        assert_eq!((mode(&old), mode(&old.join("state"))), (0o700, 0o600));
-        assert_eq!(fs::read_dir(&old).unwrap().count(), 1);
-        assert_eq!(fs::read_dir(data.join("pg_replslot")).unwrap().count(), 1);
     }
 }

@@ -27,6 +27,8 @@ use super::Settings;
 use super::binaries::child_environment;
 use super::pidfile::{self, Found};
 use super::watch;
+use crate::clock;
+use crate::types::Moment;
 
 /// One process, child or not.
 #[derive(Debug, Clone)]
@@ -108,6 +110,17 @@ impl Process {
             self.collect();
         }
         !ended
+    }
+
+    /// Blocks until it has ended, or until then; whether it has.
+    fn gone_by(&self, until: Moment) -> bool {
+        let left = until.since(clock::now());
+        let left = rustix::time::Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+        poll(&mut fds, Some(&left)).is_ok_and(|ready| ready > 0)
     }
 
     /// Completes when it has ended; at once if it already has.
@@ -246,6 +259,21 @@ pub async fn kill_tree(process: &Process) {
     let _ = process.signal(Signal::KILL);
     kill_all(&below).await;
     process.exited().await;
+}
+
+/// Like [`kill_tree`] for where nobody can wait, as in a destructor: blocks until all are gone, at most for `limit`. What is killed
+/// ends within milliseconds, unless a disk does not answer it.
+pub(super) fn kill_tree_now(process: &Process, limit: Duration) {
+    let _ = process.signal(Signal::STOP);
+    let mut all = process.descendants();
+    all.push(process.clone());
+    for process in &all {
+        let _ = process.signal(Signal::KILL);
+    }
+    let until = clock::now() + limit;
+    for process in &all {
+        process.gone_by(until);
+    }
 }
 
 /// Kills all of them and waits until they are gone.

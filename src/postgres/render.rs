@@ -211,6 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn while_a_cluster_is_created_only_single_addresses_are_trusted() {
+        let addresses = ["10.1.2.3".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let text = bootstrap_hba("copier", Some("root"), &addresses);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                "local\treplication\tcopier\t\ttrust",
+                "local\tall\troot\t\ttrust",
+                "host\treplication\tcopier\t10.1.2.3/32\ttrust",
+                "host\tall\troot\t10.1.2.3/32\ttrust",
+                "host\treplication\tcopier\tfd00::1/128\ttrust",
+                "host\tall\troot\tfd00::1/128\ttrust",
+            ]
+        );
+    }
+
+    #[test]
     fn a_configured_hba_file_is_not_added_again() {
         let settings: Parameters = [("hba_file", "/etc/hba")].into_iter().collect();
         let text = postgresql_conf(

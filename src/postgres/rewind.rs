@@ -526,12 +526,7 @@ async fn look_for_room(
     if free_mb >= PLENTY_MB {
         return Ok(());
     }
-    let mut command = command(request);
-    command.args(["--dry-run", "--progress"]);
-    let output = binaries::run_until(command, cancelled).await?;
-    // One that fails is not explained here: the rewind itself tells why.
-    let copied = megabytes_to_copy(&output.stderr).or_else(|| megabytes_to_copy(&output.stdout));
-    match copied.map(|copied| copied + SLACK_MB) {
+    match room_needed(request, cancelled).await? {
         Some(needed_mb) if needed_mb > free_mb => Err(RewindError::NoRoom {
             data_dir: data_dir.clone(),
             needed_mb,
@@ -541,10 +536,42 @@ async fn look_for_room(
     }
 }
 
-/// `pg_rewind: need to copy 52 MB (total source directory size is 70 MB)`.
-fn megabytes_to_copy(output: &str) -> Option<u64> {
-    let (_, after) = output.split_once("need to copy ")?;
-    after.split_once(" MB")?.0.trim().parse().ok()
+/// The free megabytes that [`run`] asks for: what the directory grows by, and a little for the start afterwards. `None` if the dry run
+/// that tells it failed: the rewind itself says why.
+///
+/// # Errors
+/// pg_rewind could not be started, or was cancelled.
+pub async fn room_needed(
+    request: &RewindRequest<'_>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<Option<u64>, ToolError> {
+    let mut command = command(request);
+    command.args(["--dry-run", "--progress", "--debug"]);
+    let output = binaries::run_until(command, cancelled).await?;
+    let growth = [output.stderr, output.stdout]
+        .iter()
+        .find_map(|said| growth(said, &request.settings.data_dir));
+    Ok(growth.map(|bytes| bytes.div_ceil(1024 * 1024) + SLACK_MB))
+}
+
+/// `pg_rewind: need to copy 52 MB (total source directory size is 70 MB)`, less the WAL segments among it that are here already, of the
+/// same size: `pg_rewind: pg_wal/000000010000000000000003 (COPY)`. Each is emptied when its turn comes, and then fetched. In bytes.
+fn growth(said: &str, data_dir: &Path) -> Option<u64> {
+    let (_, after) = said.split_once("need to copy ")?;
+    let megabytes: u64 = after.split_once(" MB")?.0.trim().parse().ok()?;
+    let overwritten: u64 = said
+        .lines()
+        .filter_map(|line| {
+            let path = line.strip_suffix(" (COPY)")?.rsplit(": ").next()?;
+            let segment = path
+                .strip_prefix("pg_wal/")
+                .or_else(|| path.strip_prefix("pg_xlog/"))?;
+            let is_segment = segment.len() == 24 && segment.bytes().all(|c| c.is_ascii_hexdigit());
+            is_segment.then_some(path)
+        })
+        .map(|path| std::fs::metadata(data_dir.join(path)).map_or(0, |file| file.len()))
+        .sum();
+    Some((megabytes * 1024 * 1024).saturating_sub(overwritten))
 }
 
 fn arguments(request: &RewindRequest<'_>) -> Vec<String> {
@@ -691,25 +718,64 @@ pub async fn archive_ready(
     names.sort();
     let mut failed = Vec::new();
     for name in names {
-        let line = substitute(
-            archive_command,
-            &wal.join(&name).display().to_string(),
-            &name,
-            "",
-        );
-        let output = binaries::run_until(shell(settings, &line), cancelled.as_mut()).await?;
+        if !archive_one(settings, &wal, archive_command, &name, cancelled.as_mut()).await? {
+            failed.push(name);
+            continue;
+        }
         let (ready, done) = (
             status.join(format!("{name}.ready")),
             status.join(format!("{name}.done")),
         );
-        if output.status.success() {
-            fs::rename(&ready, &done).map_err(FileError::wrap("rename", &ready))?;
-        } else {
-            tracing::error!(file = name, status = %output.status, stderr = output.stderr.trim(), "WAL could not be archived");
-            failed.push(name);
-        }
+        fs::rename(&ready, &done).map_err(FileError::wrap("rename", &ready))?;
     }
     Ok(failed)
+}
+
+/// The same, and then the segment `last` as far as it is filled, which PostgreSQL itself would not archive yet. The names of those that
+/// the command refused.
+///
+/// # Errors
+/// As above.
+pub async fn archive_until(
+    settings: &Settings,
+    version: PgVersion,
+    archive_command: &str,
+    last: &str,
+    cancelled: impl Future<Output = ()>,
+) -> Result<Vec<String>, RewindError> {
+    let mut cancelled = std::pin::pin!(cancelled);
+    let mut failed = archive_ready(settings, version, archive_command, cancelled.as_mut()).await?;
+    let wal = wal_dir(settings, version);
+    let is_done = wal
+        .join("archive_status")
+        .join(format!("{last}.done"))
+        .exists();
+    let tried = failed.iter().any(|name| name == last);
+    if !is_done
+        && !tried
+        && !archive_one(settings, &wal, archive_command, last, cancelled.as_mut()).await?
+    {
+        failed.push(last.to_owned());
+    }
+    Ok(failed)
+}
+
+/// Whether the command took it.
+async fn archive_one(
+    settings: &Settings,
+    wal: &Path,
+    archive_command: &str,
+    name: &str,
+    cancelled: impl Future<Output = ()>,
+) -> Result<bool, RewindError> {
+    let path = wal.join(name).display().to_string();
+    let line = substitute(archive_command, &path, name, "");
+    let output = binaries::run_until(shell(settings, &line), cancelled).await?;
+    let taken = output.status.success();
+    if !taken {
+        tracing::error!(file = name, status = %output.status, stderr = output.stderr.trim(), "WAL could not be archived");
+    }
+    Ok(taken)
 }
 
 #[cfg(test)]
@@ -724,10 +790,20 @@ mod tests {
     const HISTORY: &str = "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t0/7000060\tbefore 2026-01-01 00:00:00+00\n";
 
     #[test]
-    fn a_dry_run_says_how_much_it_takes() {
-        let said = "pg_rewind: reading source file list\npg_rewind: need to copy 52 MB (total source directory size is 70 MB)\n";
-        assert_eq!(megabytes_to_copy(said), Some(52));
-        assert_eq!(megabytes_to_copy("pg_rewind: no rewind required"), None);
+    fn a_dry_run_says_how_much_the_directory_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        let segment = dir.path().join("pg_wal/000000010000000000000003");
+        std::fs::write(segment, vec![0; 3 << 20]).unwrap();
+        std::fs::write(dir.path().join("pg_wal/00000002.history"), "1").unwrap();
+        let said = "pg_rewind: reading source file list\n\
+             pg_rewind: pg_wal/000000010000000000000003 (COPY)\n\
+             pg_rewind: pg_wal/000000010000000000000004 (COPY)\n\
+             pg_rewind: pg_wal/00000002.history (COPY)\n\
+             pg_rewind: base/5/1259 (NONE)\n\
+             pg_rewind: need to copy 52 MB (total source directory size is 70 MB)\n";
+        assert_eq!(growth(said, dir.path()), Some(49 << 20));
+        assert_eq!(growth("pg_rewind: no rewind required", dir.path()), None);
     }
 
     #[test]
@@ -893,5 +969,19 @@ mod tests {
         );
         assert!(status.join(format!("{}.done", names[2])).exists());
         assert!(status.join(format!("{}.ready", names[0])).exists());
+
+        let last = "000000010000000000000009";
+        fs::write(status.parent().unwrap().join(last), last).unwrap();
+        let failed = archive_until(
+            &settings,
+            PgVersion(150_000),
+            &command,
+            last,
+            std::future::pending(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(failed, [names[0]]);
+        assert_eq!(fs::read_to_string(archive.join(last)).unwrap(), last);
     }
 }

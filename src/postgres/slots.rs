@@ -738,6 +738,14 @@ mod tests {
     }
 
     #[test]
+    fn positions_are_told_by_the_names_of_slots_not_of_members() {
+        let mut case = Case::new("b");
+        case.published.insert("d_1".into(), Lsn(90));
+        case.published.insert("d-1".into(), Lsn(95));
+        assert_eq!(shown(&desired(&case.inputs())), "a c!@70 d_1@90 old@10");
+    }
+
+    #[test]
     fn what_an_old_leader_does_not_publish_the_members_say_themselves() {
         let case = Case::new("a");
         let old = SlotInputs {

@@ -102,7 +102,7 @@ impl Queue {
 
     /// Takes a line, or drops and counts it. `Some(n)`: n lines were dropped of which nobody has been told, and there is room again.
     pub(super) fn push(&self, line: String) -> Option<u64> {
-        if self.queued.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
+        if self.is_full() {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -111,6 +111,11 @@ impl Queue {
         let lost = self.lost.load(Ordering::Relaxed);
         let told = self.told.swap(lost, Ordering::Relaxed);
         (lost > told).then_some(lost - told)
+    }
+
+    /// As many lines wait as may.
+    pub(super) fn is_full(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed)
     }
 
     pub(super) fn backlog(&self) -> Backlog {
@@ -160,8 +165,10 @@ mod tests {
                 assert_eq!(queue.push(format!("{number}\n")), None);
             }
             assert_eq!(queue.backlog(), Backlog { queued: 3, lost: 7 });
+            assert!(queue.is_full());
         }
         queue.flush(Duration::from_secs(10));
+        assert!(!queue.is_full());
         assert_eq!(queue.push("after\n".to_owned()), Some(7), "said once");
         assert_eq!(queue.push("later\n".to_owned()), None);
         queue.flush(Duration::from_secs(10));

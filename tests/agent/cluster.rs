@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::etcd::{Etcd, Wire};
 
 /// PostgreSQL's programs.
-const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
+pub(crate) const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 
 /// How long anything that is not itself the measured thing may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
@@ -91,6 +91,8 @@ pub(crate) struct Node {
     pub(crate) rest: u16,
     raft: u16,
     pub(crate) environment: BTreeMap<String, String>,
+    /// A program with its arguments that is started instead of our binary with its variables; it gets `environment` alone.
+    pub(crate) program: Option<Vec<PathBuf>>,
     daemon: Option<Child>,
 }
 
@@ -107,6 +109,7 @@ impl Node {
             rest: free_port(),
             raft: free_port(),
             environment: BTreeMap::new(),
+            program: None,
             daemon: None,
         }
     }
@@ -157,11 +160,19 @@ impl Node {
             .append(true)
             .open(self.log_path())
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_howdah"));
+        let (program, variables) = match &self.program {
+            Some(program) => (program.clone(), self.environment.clone()),
+            None => (
+                vec![PathBuf::from(env!("CARGO_BIN_EXE_howdah"))],
+                self.variables(),
+            ),
+        };
+        let mut command = Command::new(&program[0]);
         command
+            .args(&program[1..])
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
-            .envs(self.variables())
+            .envs(variables)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -313,6 +324,11 @@ impl Node {
         self.session().run(statement)
     }
 
+    /// The same in this database.
+    pub(crate) fn sql_in(&self, database: &str, statement: &str) -> Result<String, String> {
+        self.session().run_in(database, statement)
+    }
+
     /// The way to run SQL here, also on another thread.
     pub(crate) fn session(&self) -> Session {
         Session { port: self.port }
@@ -324,9 +340,12 @@ impl Node {
             .unwrap_or_else(|error| panic!("{}: {statement}: {error}", self.name))
     }
 
+    /// Streams, and has seen for itself that the start is over: Patroni ignores a changed setting until then.
     pub(crate) fn streams(&self) -> bool {
         let about = self.about();
-        about["role"] == "replica" && about["replication_state"] == "streaming"
+        about["role"] == "replica"
+            && about["replication_state"] == "streaming"
+            && about["state"] == "running"
     }
 }
 
@@ -338,10 +357,15 @@ pub(crate) struct Session {
 impl Session {
     /// One statement in a connection of its own; the error is psql's.
     pub(crate) fn run(&self, statement: &str) -> Result<String, String> {
+        self.run_in("postgres", statement)
+    }
+
+    /// The same in this database.
+    pub(crate) fn run_in(&self, database: &str, statement: &str) -> Result<String, String> {
         let output = Command::new(format!("{PROGRAMS}/psql"))
             .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-c", statement])
             .arg(format!(
-                "host=127.0.0.1 port={} user=postgres dbname=postgres connect_timeout=2",
+                "host=127.0.0.1 port={} user=postgres dbname={database} connect_timeout=2",
                 self.port
             ))
             .env("PGPASSWORD", "super")
@@ -474,6 +498,20 @@ impl Cluster {
 
     pub(crate) fn others(&self, than: usize) -> Vec<usize> {
         (0..self.nodes.len()).filter(|at| *at != than).collect()
+    }
+
+    /// `POST /switchover`, asked of the leader; what it answers.
+    #[track_caller]
+    pub(crate) fn switchover(&self, to: usize) -> String {
+        let leader = &self.nodes[self.await_primary()];
+        let body = format!(
+            r#"{{"leader": "{}", "candidate": "{}"}}"#,
+            leader.name, self.nodes[to].name
+        );
+        let answer = leader.ask("POST", "/switchover", &body);
+        let (status, text) = answer.expect("an answer");
+        assert_eq!(status, 200, "{text}");
+        text
     }
 
     /// `PATCH /config`.

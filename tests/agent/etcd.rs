@@ -1,5 +1,6 @@
 //! One etcd, and for each member a way to it that can be cut.
 
+use base64::Engine as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +12,7 @@ use crate::cluster::{PATIENCE, free_port, wait_until};
 /// It ends with this.
 pub(crate) struct Etcd {
     process: Child,
-    port: u16,
+    pub(crate) port: u16,
     _dir: tempfile::TempDir,
 }
 
@@ -37,8 +38,10 @@ impl Etcd {
             .stderr(Stdio::null())
             .spawn()
             .expect("etcd is installed");
-        wait_until("etcd listens", PATIENCE, || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        // It listens before it knows its cluster's version, without which Patroni's client fails for good.
+        wait_until("etcd knows its cluster's version", PATIENCE, || {
+            version(port)
+                .is_some_and(|said| said.contains("etcdcluster") && !said.contains("not_decided"))
         });
         Etcd {
             process,
@@ -47,10 +50,50 @@ impl Etcd {
         }
     }
 
+    /// Writes a key behind everybody's back.
+    pub(crate) fn put(&self, key: &str, value: &str) {
+        let body = format!(
+            r#"{{"key": "{}", "value": "{}"}}"#,
+            coded(key),
+            coded(value)
+        );
+        self.post("/v3/kv/put", &body);
+    }
+
+    /// Removes a key behind everybody's back.
+    pub(crate) fn delete(&self, key: &str) {
+        self.post(
+            "/v3/kv/deleterange",
+            &format!(r#"{{"key": "{}"}}"#, coded(key)),
+        );
+    }
+
+    fn post(&self, path: &str, body: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.contains(" 200 OK"), "{said}");
+    }
+
     /// A way of its own for one member.
     pub(crate) fn wire(&self) -> Wire {
         Wire::new(self.port)
     }
+}
+
+/// What it says at `/version`.
+fn version(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").ok()?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said).ok()?;
+    Some(said)
 }
 
 impl Drop for Etcd {
@@ -153,4 +196,9 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, state: &State, born: Cut) {
             return;
         }
     }
+}
+
+/// As etcd's gateway wants keys and values.
+fn coded(text: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(text)
 }

@@ -9,6 +9,7 @@
 )]
 
 mod bad_input;
+mod citus;
 mod cluster;
 mod etcd;
 mod failsafe;
@@ -18,6 +19,7 @@ mod operations;
 mod serving;
 mod shutdown;
 mod slots;
+mod standby_cluster;
 mod synchronous;
 mod watchdog;
 mod writer;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use howdah::clock;
+use rustix::process::Signal;
 
 use crate::cluster::{Cluster, PATIENCE, wait_until};
 use crate::writer::{Writer, assert_one_writer, longest_gap, missing};
@@ -14,17 +15,8 @@ fn a_planned_change_of_the_leader_loses_nothing_and_hardly_any_time() {
     for _ in 0..2 {
         let old = cluster.await_primary();
         let to = cluster.others(old)[0];
-        let name = |at: usize| cluster.nodes[at].name.clone();
-        let body = format!(
-            r#"{{"leader": "{}", "candidate": "{}"}}"#,
-            name(old),
-            name(to)
-        );
-        let (status, answer) = cluster.nodes[old]
-            .ask("POST", "/switchover", &body)
-            .unwrap();
-        assert_eq!(status, 200, "{answer}");
-        assert_eq!(name(cluster.await_other(old, PATIENCE)), name(to));
+        cluster.switchover(to);
+        assert_eq!(cluster.await_other(old, PATIENCE), to);
         cluster.await_healthy();
         writer.await_write(clock::now(), PATIENCE);
     }
@@ -69,11 +61,104 @@ fn settings_restart_pause_and_reinitialize() {
         node.postmaster().is_some_and(|pid| pid != before) && node.streams()
     });
     assert!(node.log().contains("replica created"));
+    methods_of_a_copy(&cluster, node);
     let (status, answer) = cluster.nodes[leader]
         .ask("POST", "/reinitialize", "{}")
         .unwrap();
     assert_eq!(status, 503, "{answer}");
     cluster.await_healthy();
+}
+
+/// The configured methods come in their order; a copy of the leader on request is a base backup whatever they are.
+fn methods_of_a_copy(cluster: &Cluster, node: &crate::cluster::Node) {
+    let mark = node.dir.join("method");
+    cluster.configure(&format!(
+        r#"{{"postgresql": {{
+            "create_replica_methods": ["mark", "basebackup"],
+            "mark": {{"command": "sh -c 'touch {}; exit 1'", "no_params": true}}
+        }}}}"#,
+        mark.display()
+    ));
+    let copy = |how: &str| {
+        let before = node.postmaster().expect("it runs");
+        let (status, answer) = node.ask("POST", "/reinitialize", how).unwrap();
+        assert_eq!(status, 200, "{answer}");
+        wait_until("the replica runs again", PATIENCE, || {
+            node.postmaster().is_some_and(|pid| pid != before) && node.streams()
+        });
+    };
+    // The settings may still be on their way to it.
+    wait_until("the configured method is used", PATIENCE, || {
+        copy("{}");
+        mark.exists()
+    });
+    std::fs::remove_file(&mark).unwrap();
+    copy(r#"{"from_leader": true}"#);
+    assert!(!mark.exists(), "the configured method was used");
+}
+
+#[test]
+fn a_scheduled_restart_comes_on_time_once_and_not_after_another() {
+    let cluster = Cluster::start(1);
+    let node = &cluster.nodes[cluster.await_primary()];
+    let schedule = |seconds: i64| {
+        let at = chrono::DateTime::from_timestamp_millis(clock::wall().0 + seconds * 1000).unwrap();
+        let body = format!(r#"{{"schedule": "{}"}}"#, at.to_rfc3339());
+        node.ask("POST", "/restart", &body).unwrap()
+    };
+    let is_scheduled = || !node.about()["scheduled_restart"].is_null();
+    let before = node.postmaster().expect("it runs");
+    let due = clock::wall().0 + 3000;
+    let (status, answer) = schedule(3);
+    assert_eq!(status, 202, "{answer}");
+    let (status, answer) = schedule(600);
+    assert_eq!(status, 409, "{answer}");
+    wait_until("PostgreSQL is restarted", PATIENCE, || {
+        node.postmaster().is_some_and(|pid| pid != before)
+    });
+    assert!(clock::wall().0 >= due, "too early");
+    wait_until("nothing is scheduled any more", PATIENCE, || {
+        !is_scheduled()
+    });
+
+    // Somebody restarts by hand meanwhile: there is nothing left to do.
+    let (status, answer) = schedule(600);
+    assert_eq!(status, 202, "{answer}");
+    wait_until("it is shown", PATIENCE, is_scheduled);
+    // The first one may still be going on.
+    wait_until("a restart by hand is done", PATIENCE, || {
+        node.ask("POST", "/restart", "{}").unwrap().0 == 200
+    });
+    node.await_log("the scheduled restart is cancelled");
+    wait_until("nothing is scheduled any more", PATIENCE, || {
+        !is_scheduled()
+    });
+}
+
+#[test]
+fn a_scheduled_restart_outlives_the_agent_that_took_it() {
+    let mut cluster = Cluster::start(1);
+    let at = cluster.await_primary();
+    let node = &mut cluster.nodes[at];
+    let time = chrono::DateTime::from_timestamp_millis(clock::wall().0 + 600_000).unwrap();
+    let body = format!(
+        r#"{{"schedule": "{}", "role": "primary"}}"#,
+        time.to_rfc3339()
+    );
+    let (status, answer) = node.ask("POST", "/restart", &body).unwrap();
+    assert_eq!(status, 202, "{answer}");
+    wait_until("it is published", PATIENCE, || {
+        let cluster = node.ask("GET", "/cluster", "").map(|(_, text)| text);
+        cluster.is_some_and(|text| text.contains("scheduled_restart"))
+    });
+    let before = node.about()["scheduled_restart"].clone();
+    let postmaster = node.postmaster();
+    node.signal(Signal::KILL);
+    node.ended(PATIENCE);
+    node.start();
+    wait_until("it leads again", PATIENCE, || node.is_primary());
+    assert_eq!(node.postmaster(), postmaster, "its server went on");
+    assert_eq!(node.about()["scheduled_restart"], before);
 }
 
 /// Takes effect everywhere without a restart, and does not disturb replication.

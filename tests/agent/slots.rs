@@ -7,6 +7,10 @@ const SETTINGS: &str = "{ttl: 5, loop_wait: 1, retry_timeout: 2, maximum_lag_on_
     slots: {events: {type: logical, database: postgres, plugin: test_decoding}}, \
     postgresql: {use_pg_rewind: true, parameters: {wal_level: logical}}}";
 
+/// Consumes everything that the slot holds.
+const CHANGES: &str = "SELECT string_agg(substring(data from 'integer.:([0-9]+)'), ',') \
+    FROM pg_logical_slot_get_changes('events', NULL, NULL) WHERE data LIKE '%INSERT%'";
+
 fn slots(cluster: &Cluster, at: usize) -> String {
     let statement = "SELECT coalesce(string_agg(slot_name || coalesce(' ' || plugin, ''), ', ' ORDER BY slot_name), '') \
                      FROM pg_replication_slots WHERE slot_name !~ '^n[0-9]$'";
@@ -68,15 +72,91 @@ fn a_consumer_of_a_logical_slot_misses_nothing_in_a_failover() {
     wait_until("the new leader accepts writes", PATIENCE, || {
         node.sql("INSERT INTO event VALUES (16)").is_ok()
     });
-    let changes = "SELECT string_agg(substring(data from 'integer.:([0-9]+)'), ',') \
-                   FROM pg_logical_slot_get_changes('events', NULL, NULL) WHERE data LIKE '%INSERT%'";
-    assert_eq!(node.query(changes), "11,12,13,14,15,16");
+    assert_eq!(node.query(CHANGES), "11,12,13,14,15,16");
     let lost = "its consumer misses";
     assert!(!node.log().contains(lost), "the slot was not made anew");
 
     cluster.nodes[old].start();
     cluster.await_healthy();
     await_slots(&cluster, old, "events test_decoding");
+}
+
+/// The consumer has left three rows; a fourth is written on the new leader.
+#[track_caller]
+fn nothing_is_missing_after_a_switchover(cluster: &Cluster, old: usize, new: usize) {
+    cluster.switchover(new);
+    assert_eq!(cluster.await_other(old, PATIENCE), new);
+    let node = &cluster.nodes[new];
+    wait_until("the new leader accepts writes", PATIENCE, || {
+        node.sql("INSERT INTO event VALUES (4)").is_ok()
+    });
+    assert_eq!(node.query(CHANGES), "1,2,3,4");
+}
+
+/// A copy of the server is younger than the slot: its WAL begins after the position that the consumer has left it at.
+#[test]
+fn a_logical_slot_is_older_than_the_standby_that_copies_it() {
+    let cluster = Cluster::start_with(2, &[("PATRONI_BOOTSTRAP_DCS", SETTINGS)]);
+    let old = cluster.await_primary();
+    let new = cluster.others(old)[0];
+    await_slots(&cluster, new, "events test_decoding");
+    cluster.await_healthy();
+    let leader = &cluster.nodes[old];
+    leader.query("CREATE TABLE event (id int)");
+    for id in 1..=3 {
+        leader.query(&format!("INSERT INTO event VALUES ({id})"));
+        leader.query("SELECT pg_switch_wal()");
+    }
+    leader.query("CHECKPOINT");
+
+    let node = &cluster.nodes[new];
+    let before = node.postmaster().expect("it runs");
+    let (status, answer) = node.ask("POST", "/reinitialize", "{}").unwrap();
+    assert_eq!(status, 200, "{answer}");
+    wait_until("the standby is another", PATIENCE, || {
+        node.postmaster().is_some_and(|pid| pid != before) && node.log().contains("replica created")
+    });
+    await_slots(&cluster, new, "events test_decoding");
+    cluster.await_healthy();
+    nothing_is_missing_after_a_switchover(&cluster, old, new);
+    // Nothing of the copying is left.
+    let node = &cluster.nodes[new];
+    let left = "SELECT count(*) FROM pg_ls_dir('pg_wal') AS name WHERE name LIKE 'xlogtemp.%'";
+    assert_eq!(node.query(left), "0");
+}
+
+/// A transaction runs at the slot's position and on: decoding from there takes the snapshot that the leader has written down, or begins
+/// only after the transaction and misses what was committed meanwhile.
+#[test]
+fn a_logical_slot_is_copied_with_its_snapshot() {
+    let settings = SETTINGS.replace("slots:", "ignore_slots: [{name: events}], later:");
+    let cluster = Cluster::start_with(2, &[("PATRONI_BOOTSTRAP_DCS", &settings)]);
+    let old = cluster.await_primary();
+    let new = cluster.others(old)[0];
+    cluster.await_healthy();
+    let leader = &cluster.nodes[old];
+    leader.query("CREATE TABLE event (id int)");
+    leader.query("SELECT pg_create_logical_replication_slot('events', 'test_decoding')");
+    let session = leader.session();
+    let long =
+        std::thread::spawn(move || session.run("SELECT txid_current(); SELECT pg_sleep(600)"));
+    let at_work = "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()";
+    wait_until("it runs", PATIENCE, || leader.query(at_work) == "1");
+    let position = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'events'";
+    let here = leader.query("SELECT pg_current_wal_lsn()");
+    wait_until("the slot has moved on", PATIENCE, || {
+        leader.query("CHECKPOINT");
+        leader.query(CHANGES);
+        leader.query(&format!("SELECT ({position}) > '{here}'::pg_lsn")) == "t"
+    });
+    leader.query("INSERT INTO event SELECT generate_series(1, 3)");
+    cluster.configure(
+        r#"{"ignore_slots": null, "slots": {"events": {"type": "logical", "database": "postgres", "plugin": "test_decoding"}}}"#,
+    );
+    await_slots(&cluster, new, "events test_decoding");
+    cluster.await_healthy();
+    nothing_is_missing_after_a_switchover(&cluster, old, new);
+    assert!(long.join().unwrap().is_err(), "it was ended");
 }
 
 #[test]

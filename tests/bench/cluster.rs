@@ -15,6 +15,7 @@
 mod client;
 #[path = "../containers/cluster.rs"]
 mod cluster;
+mod crowd;
 #[path = "../containers/docker.rs"]
 mod docker;
 
@@ -37,7 +38,7 @@ use docker::{Container, Lab, docker, image, wait_until};
 /// What one run of a row yields, in the row's unit.
 type Row = (&'static str, &'static str, fn(usize) -> Vec<f64>);
 
-const ROWS: [Row; 13] = [
+const ROWS: [Row; 19] = [
     (
         "docker run until the first write, one member",
         "s",
@@ -69,6 +70,21 @@ const ROWS: [Row; 13] = [
         container_killed_raft,
     ),
     (
+        "leader's container killed until a write, ttl 5, consul",
+        "s",
+        container_killed_consul,
+    ),
+    (
+        "leader's container killed until a write, ttl 5, etcd v2",
+        "s",
+        container_killed_etcd2,
+    ),
+    (
+        "leader's container killed until a write, ttl 5, zookeeper",
+        "s",
+        container_killed_zookeeper,
+    ),
+    (
         "leader's key gone until a write, ttl 30",
         "s",
         after_the_key,
@@ -90,6 +106,21 @@ const ROWS: [Row; 13] = [
         "GET /primary, 64 clients, 99 of 100 within",
         "ms",
         rest_slowest,
+    ),
+    (
+        "GET /primary, 64 clients that keep their connection",
+        "1/s",
+        rest_kept_rate,
+    ),
+    (
+        "slowest health check in a crowd of 10,000, over TLS",
+        "ms",
+        rest_crowd_slowest,
+    ),
+    (
+        "memory of the member in a crowd of 10,000, over TLS",
+        "MB",
+        rest_crowd_memory,
     ),
 ];
 
@@ -210,10 +241,12 @@ fn harmed(
         recorder.written_after(clock::now(), PATIENCE);
         let begin = clock::now();
         harm(&cluster);
-        let first = recorder.written_after(begin + Duration::from_millis(100), PATIENCE * 2);
+        // Docker can take a while to do the harm: the outage counts from the last write before it, not from the command.
+        let harmed = clock::now().max(begin + Duration::from_millis(100));
+        let first = recorder.written_after(harmed, PATIENCE * 2);
         mend(&cluster);
         cluster.await_healthy();
-        seconds(first.acknowledged.since(begin))
+        seconds(longest_gap(&recorder.between(begin, first.acknowledged)))
     };
     let values = (0..runs).map(measure).collect();
     recorder.finish();
@@ -247,6 +280,18 @@ fn container_killed(runs: usize) -> Vec<f64> {
 
 fn container_killed_raft(runs: usize) -> Vec<f64> {
     container_killed_over(Store::Raft, runs)
+}
+
+fn container_killed_consul(runs: usize) -> Vec<f64> {
+    container_killed_over(Store::Consul, runs)
+}
+
+fn container_killed_etcd2(runs: usize) -> Vec<f64> {
+    container_killed_over(Store::Etcd2, runs)
+}
+
+fn container_killed_zookeeper(runs: usize) -> Vec<f64> {
+    container_killed_over(Store::Zookeeper, runs)
 }
 
 fn container_killed_over(store: Store, runs: usize) -> Vec<f64> {
@@ -471,6 +516,60 @@ fn rest(runs: usize, of: fn(&[f64], f64) -> f64) -> Vec<f64> {
         of(&times, seconds(clock::now().since(begin)))
     };
     (0..runs).map(measure).collect()
+}
+
+fn rest_kept_rate(runs: usize) -> Vec<f64> {
+    let cluster = Cluster::start("bench-kept", Store::Etcd, 1, &[]);
+    let to = SocketAddr::new(cluster.primary().ip(), 8008);
+    (0..runs).map(|_| crowd::kept_rate(to)).collect()
+}
+
+fn rest_crowd_slowest(runs: usize) -> Vec<f64> {
+    in_a_crowd(runs, |(slowest, _)| slowest)
+}
+
+fn rest_crowd_memory(runs: usize) -> Vec<f64> {
+    in_a_crowd(runs, |(_, memory)| memory)
+}
+
+/// One member with TLS, and far more callers than it takes connections.
+fn in_a_crowd(runs: usize, of: fn((f64, f64)) -> f64) -> Vec<f64> {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key, connector) = crowd::identity();
+    // Whoever the member runs as in its container reads them.
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(folder.path().join("node.pem"), certificate + &key).unwrap();
+    let lab = Lab::new("bench-crowd");
+    let volume = format!("{}:/tls:ro", folder.path().display());
+    let options = [
+        "-v",
+        &volume,
+        "-e",
+        "PATRONI_SCOPE=b",
+        "-e",
+        "PATRONI_NAME=one",
+        "-e",
+        "PATRONI_SUPERUSER_PASSWORD=bench-secret",
+        "-e",
+        "PATRONI_REPLICATION_PASSWORD=r",
+        "-e",
+        "PATRONI_RESTAPI_CERTFILE=/tls/node.pem",
+    ];
+    let container = lab.run("one", &image(), &options, &[]);
+    let node = Node {
+        container,
+        password: "bench-secret".to_owned(),
+    };
+    wait_until("the first write", PATIENCE, || {
+        node.sql("create table t (v int)").is_ok()
+    });
+    let to = SocketAddr::new(node.ip(), 8008);
+    let pids = agents(&node.container);
+    let memory = || pids.iter().map(|pid| resident_kib(*pid)).sum::<u64>() as f64 * 1024.0 / 1e6;
+    (0..runs)
+        .map(|_| of(crowd::slowest_check(to, &connector, memory)))
+        .collect()
 }
 
 /// Asks again and again, a connection each, and returns how long each took. It reads until the server closes: the side that

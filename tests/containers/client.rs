@@ -124,6 +124,16 @@ impl Recorder {
         self.acks.lock().unwrap().len()
     }
 
+    /// What was acknowledged in a span of time, in order; the last before it, too.
+    #[allow(dead_code, reason = "the bench looks while it records")]
+    pub(crate) fn between(&self, from: Moment, to: Moment) -> Vec<Ack> {
+        let mut acks = self.acks.lock().unwrap().clone();
+        acks.sort_by_key(|ack| ack.acknowledged);
+        let first = acks.partition_point(|ack| ack.acknowledged < from);
+        let end = acks.partition_point(|ack| ack.acknowledged <= to);
+        acks[first.saturating_sub(1)..end].to_vec()
+    }
+
     /// Ends the writing; everything that was acknowledged, in order.
     pub(crate) fn finish(mut self) -> Vec<Ack> {
         self.stop.store(true, Ordering::Relaxed);

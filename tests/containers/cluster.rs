@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::client;
-use crate::docker::{Container, Lab, docker_output, etcd_image, image, wait_for, wait_until};
+use crate::docker::{
+    Container, Lab, docker_output, etcd_image, image, store_image, wait_for, wait_until,
+};
 
 /// Enough for initdb and a clone on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -17,6 +19,10 @@ const SUPERUSER: &str = "super-secret";
 pub(crate) enum Store {
     Raft,
     Etcd,
+    /// The same servers through their old API.
+    Etcd2,
+    Consul,
+    Zookeeper,
 }
 
 /// One member.
@@ -68,6 +74,11 @@ impl Node {
         self.answers("/primary", 200)
     }
 
+    /// Says so itself; a node that does not answer in time has said nothing.
+    pub(crate) fn denies_being_primary(&self) -> bool {
+        self.answers("/primary", 503)
+    }
+
     pub(crate) fn await_primary(&self) {
         wait_until(&format!("{} is primary", self.name()), PATIENCE, || {
             self.is_primary()
@@ -95,6 +106,7 @@ impl Node {
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     pub(crate) store: Store,
+    /// The servers of an etcd; other stores' are not harmed one by one.
     pub(crate) etcd: Vec<Container>,
     pub(crate) lab: Lab,
 }
@@ -114,10 +126,17 @@ impl Cluster {
         extra: &[&str],
     ) -> Cluster {
         let lab = Lab::new(story);
-        let etcd = if store == Store::Etcd {
-            start_etcd(&lab)
-        } else {
-            Vec::new()
+        let etcd = match store {
+            Store::Etcd | Store::Etcd2 => start_etcd(&lab),
+            Store::Consul => {
+                start_consul(&lab);
+                Vec::new()
+            }
+            Store::Zookeeper => {
+                start_zookeeper(&lab);
+                Vec::new()
+            }
+            Store::Raft => Vec::new(),
         };
         let mut cluster = Cluster {
             nodes: Vec::new(),
@@ -171,6 +190,17 @@ impl Cluster {
             Store::Etcd => {
                 settings.push("PATRONI_ETCD3_HOSTS=etcd1:2379,etcd2:2379,etcd3:2379".to_owned())
             }
+            Store::Etcd2 => {
+                settings.push("PATRONI_ETCD_HOSTS=etcd1:2379,etcd2:2379,etcd3:2379".to_owned())
+            }
+            Store::Consul => settings.push(format!(
+                "PATRONI_CONSUL_HOST=consul{}:8500",
+                (number - 1) % 3 + 1
+            )),
+            Store::Zookeeper => settings.push(
+                "PATRONI_ZOOKEEPER_HOSTS=zookeeper1:2181,zookeeper2:2181,zookeeper3:2181"
+                    .to_owned(),
+            ),
             Store::Raft => {
                 let others = (1..=count)
                     .filter(|other| *other != number)
@@ -260,11 +290,53 @@ pub(crate) fn start_etcd(lab: &Lab) -> Vec<Container> {
             let arguments = format!(
                 "etcd --name {name} --data-dir /var/lib/etcd/data --listen-peer-urls http://0.0.0.0:2380 --listen-client-urls \
                  http://0.0.0.0:2379 --initial-advertise-peer-urls http://{name}:2380 --advertise-client-urls http://{name}:2379 \
-                 --initial-cluster {members} --unsafe-no-fsync --log-level warn"
+                 --initial-cluster {members} --unsafe-no-fsync --log-level warn --enable-v2=true"
             );
             lab.run(&name, &etcd_image(), &[], &arguments.split_whitespace().collect::<Vec<_>>())
         })
         .collect()
+}
+
+/// Three servers; a member asks one of them.
+fn start_consul(lab: &Lab) {
+    for number in 1..=3 {
+        let command = [
+            "consul",
+            "agent",
+            "-server",
+            "-bootstrap-expect=3",
+            "-data-dir=/var/lib/consul/data",
+            "-client=0.0.0.0",
+            "-retry-join=consul1",
+            "-retry-join=consul2",
+            "-retry-join=consul3",
+            "-retry-interval=1s",
+            "-log-level=warn",
+            // Else no session is shorter than ten seconds.
+            "-hcl=session_ttl_min = \"1s\"",
+            "-hcl=performance { raft_multiplier = 1 }",
+        ];
+        lab.run(
+            &format!("consul{number}"),
+            &store_image("consul"),
+            &[],
+            &command,
+        );
+    }
+}
+
+fn start_zookeeper(lab: &Lab) {
+    for number in 1..=3 {
+        let id = format!("ZOOKEEPER_ID={number}");
+        let options = [
+            "-e",
+            &id,
+            "-e",
+            "ZOOKEEPER_SERVERS=zookeeper1,zookeeper2,zookeeper3",
+        ];
+        let name = format!("zookeeper{number}");
+        lab.run(&name, &store_image("zookeeper"), &options, &[]);
+    }
 }
 
 /// What a container says that is expected to fail: its exit status and its log.

@@ -59,6 +59,11 @@ pub(crate) fn etcd_image() -> String {
     setting("ETCD_IMAGE").unwrap_or_else(|| "howdah-etcd".to_owned())
 }
 
+/// The image of one of the other stores' servers.
+pub(crate) fn store_image(store: &str) -> String {
+    setting(&format!("{}_IMAGE", store.to_uppercase())).unwrap_or_else(|| format!("howdah-{store}"))
+}
+
 /// One story's own network, and everything in it.
 pub(crate) struct Lab {
     id: String,

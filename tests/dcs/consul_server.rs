@@ -22,17 +22,21 @@ pub(crate) struct Consul {
     admin_port: u16,
     certificates: Option<Certificates>,
     configuration: Value,
+    program: PathBuf,
     process: RefCell<Option<Process>>,
     directory: TempDir,
 }
 
-/// Debian's last package of it, unpacked.
-fn binary() -> anyhow::Result<PathBuf> {
+/// Debian's last package of it, unpacked. All stores share one thread: nobody waits while it is downloaded.
+async fn binary() -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dcs/fetch.sh");
-    let output = Command::new(script)
+    let output = tokio::process::Command::new(script)
         .args(["bullseye", "consul"])
+        .stdin(Stdio::null())
         .stderr(Stdio::inherit())
-        .output()?;
+        .kill_on_drop(true)
+        .output()
+        .await?;
     ensure!(output.status.success(), "consul cannot be fetched");
     let folder = String::from_utf8(output.stdout)?;
     Ok(Path::new(folder.trim()).join("usr/bin/consul"))
@@ -88,6 +92,7 @@ impl Consul {
             admin_port,
             certificates,
             configuration,
+            program: binary().await?,
             process: RefCell::new(None),
             directory: TempDir::new()?,
         };
@@ -100,7 +105,7 @@ impl Consul {
         let file = self.directory.path().join("consul.json");
         std::fs::write(&file, self.configuration.to_string())?;
         let log = std::fs::File::create(self.log())?;
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(&self.program);
         command
             .arg("agent")
             .arg("-config-file")

@@ -1,7 +1,6 @@
 //! etcd: one plain node, one with TLS, client certificates and authentication, and cases with clusters of their own.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +14,10 @@ use howdah::types::MemberName;
 
 use crate::etcd_server::{Etcd, Options};
 use crate::harness::{
-    Backend, Case, Cut, Harness, acquired, document, done, eventually, latest, name, own, refused,
+    Backend, Case, Cut, Harness, acquired, distrusts, document, done, eventually, latest, name,
+    one_leads, own, refused,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{Proxies, Proxy};
 use crate::server::Certificates;
 
 const TTL: Duration = Duration::from_secs(4);
@@ -86,7 +86,7 @@ impl Backend for OneNode {
             settings: settings(&self.etcd, self.user),
             etcd: Rc::clone(&self.etcd),
             admin: self.admin().await?,
-            proxies: RefCell::default(),
+            proxies: Proxies::default(),
         }))
     }
 
@@ -107,6 +107,7 @@ impl Backend for OneNode {
             python_rebinds_and_takes_over,
             starts_before_the_store,
             restarted_node,
+            restart_amid_an_election,
             wiped_store,
             node_after_node_fails,
             nodes_are_discovered,
@@ -152,18 +153,12 @@ struct EtcdHarness {
     base: String,
     settings: Settings,
     admin: etcd_client::Client,
-    /// One connection per member, so that each can be broken alone.
-    proxies: RefCell<BTreeMap<String, Rc<Proxy>>>,
+    proxies: Proxies,
 }
 
 impl EtcdHarness {
     async fn proxy(&self, name: &str) -> Rc<Proxy> {
-        if let Some(proxy) = self.proxies.borrow().get(name) {
-            return Rc::clone(proxy);
-        }
-        let proxy = Proxy::start(&self.etcd.address(0)).await;
-        let mut proxies = self.proxies.borrow_mut();
-        Rc::clone(proxies.entry(name.to_owned()).or_insert(proxy))
+        self.proxies.of(name, &self.etcd.address(0)).await
     }
 }
 
@@ -370,6 +365,18 @@ async fn restarted_node() -> Outcome {
     })
     .await?;
     Ok(())
+}
+
+/// The server dies under an election and comes back.
+async fn restart_amid_an_election() -> Outcome {
+    let server = nodes(1).await?;
+    let contenders = ["a", "b", "c"].map(|name| -> Store { open(name, &settings(&server, None)) });
+    one_leads(contenders, RETRY, async {
+        server.kill(0);
+        server.run(0)?;
+        server.ready().await
+    })
+    .await
 }
 
 /// The store comes back empty: history starts anew, with smaller revisions and perhaps the same cluster id.
@@ -668,14 +675,8 @@ async fn unknown_authority_is_an_error() -> Outcome {
         cacert: Some(others.path("ca.pem")),
         ..settings(&etcd, Some(("howdah", "secret")))
     };
-    let store = open("a", &settings);
-    let error = store
-        .load(Freshness::Latest)
-        .await
-        .err()
-        .context("trusted a stranger")?;
-    ensure!(error.to_string().contains("certificate"), "{error}");
-    Ok(())
+    let store: Store = open("a", &settings);
+    distrusts(&store).await
 }
 
 async fn no_cacert_means_no_verification() -> Outcome {

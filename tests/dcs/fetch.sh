@@ -27,7 +27,7 @@ mkdir -p "$work/lists/partial" "$work/archives/partial"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main" >"$work/sources.list"
 apt() {
     apt-get -qq -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=- \
-        -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work" -o APT::Sandbox::User=root \
+        -o Dir::State::Lists="$work/lists" -o Dir::State::Status=/dev/null -o Dir::Cache="$work" -o APT::Sandbox::User=root \
         -o Acquire::Check-Valid-Until=false "$@"
 }
 say "downloading $package of $release"

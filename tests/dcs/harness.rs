@@ -22,6 +22,11 @@ pub(crate) trait Backend {
         1000
     }
 
+    /// Whether the suite runs on it. What is no store has only cases of its own.
+    fn is_store(&self) -> bool {
+        true
+    }
+
     /// Cases of this store alone.
     fn own_cases(&self) -> Vec<Case> {
         Vec::new()
@@ -53,9 +58,19 @@ pub(crate) trait Harness {
         true
     }
 
+    /// Whether members that are silent for long are no more.
+    fn members_expire(&self) -> bool {
+        true
+    }
+
     /// Whether the leader key can be given away in one transaction.
     fn can_hand_over(&self) -> bool {
         true
+    }
+
+    /// Whether what lies above a key is a key too.
+    fn folders_are_keys(&self) -> bool {
+        false
     }
 
     /// A new process of this member; an empty name is ctl.
@@ -80,11 +95,21 @@ pub(crate) trait Harness {
 pub(crate) type Run =
     for<'a> fn(&'a dyn Harness) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
+/// What a case is about that not every store has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    /// The ephemeral keys of a node hang on one session.
+    Sessions,
+    /// A member that is silent for long is no more.
+    Expiry,
+}
+
 /// One case of the suite.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    pub(crate) needs_sessions: bool,
+    pub(crate) needs: Needs,
     pub(crate) run: Run,
 }
 
@@ -196,12 +221,88 @@ pub(crate) async fn eventually<T>(
     anyhow::bail!("{what} does not come about")
 }
 
+/// Reads until the reason for not reading is the server's certificate; on a busy machine a first handshake takes longer than a call.
+pub(crate) async fn distrusts(store: &Store) -> anyhow::Result<()> {
+    let mut reasons = Vec::new();
+    for _ in 0..10 {
+        match store.load(Freshness::Latest).await {
+            Ok(_) => bail!("trusted a stranger"),
+            Err(error) if error.to_string().contains("certificate") => return Ok(()),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    bail!("the certificate is never named as the reason: {reasons:?}")
+}
+
+/// An election while the server goes away and comes back: each contender asks until it knows, and exactly one of them leads.
+pub(crate) async fn one_leads(
+    contenders: [Store; 3],
+    retry: Duration,
+    restart: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    for store in &contenders {
+        store.set_timings(Duration::from_secs(30), retry);
+        // Its connections are open.
+        latest(store).await?;
+    }
+    let asking = futures_util::future::join_all(contenders.iter().map(wins));
+    // Before their requests are sent, amid them, or after their answers: each run finds another moment.
+    let delay = Duration::from_millis(rand::random_range(0..20));
+    let restart = async {
+        tokio::time::sleep(delay).await;
+        restart.await
+    };
+    let limit = Duration::from_secs(60);
+    let (verdicts, restarted) =
+        tokio::time::timeout(limit, async { tokio::join!(asking, restart) })
+            .await
+            .with_context(|| format!("the server died after {delay:?}"))?;
+    restarted?;
+    let verdicts: Vec<Option<Lease>> = verdicts.into_iter().collect::<anyhow::Result<_>>()?;
+    let won: Vec<usize> = (0..verdicts.len())
+        .filter(|index| verdicts[*index].is_some())
+        .collect();
+    anyhow::ensure!(
+        won.len() == 1,
+        "{won:?} have won; the server died after {delay:?}"
+    );
+    for (store, lease) in contenders.iter().zip(&verdicts) {
+        match lease {
+            Some(lease) => done(store.renew(lease).await).context("the winner renews")?,
+            None => refused(store.acquire().await)?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes part until it is known who leads; the lease if it is this one.
+async fn wins(store: &Store) -> anyhow::Result<Option<Lease>> {
+    loop {
+        match store.acquire().await {
+            Write::Done(lease) => return Ok(Some(lease)),
+            Write::Refused(Refusal::Rejected(reason)) => bail!("rejected: {reason}"),
+            // It may have been this one, in a try whose answer is lost.
+            Write::Refused(Refusal::Precondition) | Write::Unknown(_) => {}
+        }
+        if let Ok(cluster) = store.load(Freshness::Latest).await
+            && let Some(leader) = cluster.leader
+        {
+            match store.adopt(&leader).await {
+                Write::Done(lease) => return Ok(Some(lease)),
+                Write::Refused(_) => return Ok(None),
+                Write::Unknown(_) => {}
+            }
+        }
+        tokio::time::sleep(STEP).await;
+    }
+}
+
 /// The cases of one store alone, which bring their own servers.
 macro_rules! own {
     ($($case:ident),* $(,)?) => {
         vec![$(Case {
             name: stringify!($case),
-            needs_sessions: false,
+            needs: $crate::harness::Needs::Nothing,
             run: |_| Box::pin($case()),
         }),*]
     };

@@ -1,15 +1,34 @@
 //! A TCP connection that can be broken in the ways networks break.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use anyhow::Context as _;
+use howdah::dcs::{Document, Expect, Freshness, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::harness::Cut;
+use crate::harness::{acquired, done, eventually, latest};
+
+/// A connection of its own to one server for each member, so that each can be broken alone.
+#[derive(Default)]
+pub(crate) struct Proxies(RefCell<BTreeMap<String, Rc<Proxy>>>);
+
+impl Proxies {
+    pub(crate) async fn of(&self, member: &str, target: &str) -> Rc<Proxy> {
+        if let Some(proxy) = self.0.borrow().get(member) {
+            return Rc::clone(proxy);
+        }
+        let proxy = Proxy::start(target).await;
+        let mut proxies = self.0.borrow_mut();
+        Rc::clone(proxies.entry(member.to_owned()).or_insert(proxy))
+    }
+}
 
 /// One forwarded address. Connections that lived through a cut do not outlive it: what was swallowed stays swallowed.
 pub(crate) struct Proxy {
@@ -131,4 +150,30 @@ async fn pipe(
             return;
         }
     }
+}
+
+/// A store behind these proxies is used while each of them in turn carries nothing and says so to nobody; `writer` has a way of its own.
+pub(crate) async fn each_goes_silent(
+    store: &Store,
+    writer: &Store,
+    proxies: &[Rc<Proxy>],
+) -> anyhow::Result<()> {
+    let lease = acquired(store).await?;
+    for (turn, proxy) in proxies.iter().enumerate() {
+        proxy.cut(Cut::Silent);
+        done(store.renew(&lease).await).with_context(|| format!("turn {turn}"))?;
+        latest(store)
+            .await
+            .with_context(|| format!("turn {turn}"))?;
+        let wanted = u64::try_from(turn)? + 1;
+        let text = format!("{{\"optime\":{wanted}}}");
+        done(writer.put(Document::Status, &text, Expect::Anything).await)?;
+        eventually("the other member's write", async || {
+            let cluster = store.load(Freshness::Recent).await.ok()?;
+            (cluster.status.optime.0 == wanted).then_some(())
+        })
+        .await?;
+        proxy.mend().await;
+    }
+    Ok(())
 }

@@ -5,10 +5,12 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::bail;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use tempfile::TempDir;
 
-/// Certificates of one authority: a server's and a client's.
+/// Certificates of one authority: a server's, and a client's, whose common name is `howdah`.
 pub(crate) struct Certificates {
     directory: TempDir,
 }
@@ -22,12 +24,15 @@ impl Certificates {
         let certificate = params.self_signed(&key)?;
         std::fs::write(directory.path().join("ca.pem"), certificate.pem())?;
         let issuer = Issuer::new(params, key);
-        for (name, usage) in [
-            ("server", ExtendedKeyUsagePurpose::ServerAuth),
-            ("client", ExtendedKeyUsagePurpose::ClientAuth),
+        for (name, common_name, usage) in [
+            ("server", "server", ExtendedKeyUsagePurpose::ServerAuth),
+            ("client", "howdah", ExtendedKeyUsagePurpose::ClientAuth),
         ] {
             let mut params =
                 CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+            params
+                .distinguished_name
+                .push(DnType::CommonName, common_name);
             // etcd's gateway talks to itself with the server's certificate.
             params.extended_key_usages = vec![usage, ExtendedKeyUsagePurpose::ClientAuth];
             let key = KeyPair::generate()?;
@@ -70,6 +75,12 @@ pub(crate) struct Process(Child);
 impl Process {
     pub(crate) fn of(command: &mut Command) -> std::io::Result<Self> {
         command.spawn().map(Process)
+    }
+
+    #[cfg(feature = "kubernetes")]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
+        let id = rustix::process::Pid::from_child(&self.0);
+        Ok(rustix::process::kill_process(id, signal)?)
     }
 }
 

@@ -8,22 +8,23 @@ use howdah::cluster::Initialize;
 use howdah::dcs::{Document, Expect, Freshness, Refusal, Write};
 
 use crate::harness::{
-    Case, Cut, Harness, acquired, document, done, latest, load_until, name, notified, refused,
-    unknown,
+    Case, Cut, Harness, Needs, acquired, document, done, latest, load_until, name, notified,
+    refused, unknown,
 };
 
 type Outcome = anyhow::Result<()>;
 
 macro_rules! cases {
-    ($($(#[$sessions:ident])? $case:ident),* $(,)?) => {
+    ($($(#[$needs:ident])? $case:ident),* $(,)?) => {
         vec![$(Case {
             name: stringify!($case),
-            needs_sessions: cases!(@sessions $($sessions)?),
+            needs: cases!(@needs $($needs)?),
             run: |harness| Box::pin($case(harness)),
         }),*]
     };
-    (@sessions needs_sessions) => { true };
-    (@sessions) => { false };
+    (@needs needs_sessions) => { Needs::Sessions };
+    (@needs needs_expiry) => { Needs::Expiry };
+    (@needs) => { Needs::Nothing };
 }
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -41,6 +42,7 @@ pub(crate) fn cases() -> Vec<Case> {
         adopt_after_restart,
         adopt_only_mine,
         hand_over_to_a_live_member,
+        #[needs_expiry]
         hand_over_to_a_dead_session,
         hand_over_of_a_lost_key,
         put_anything,
@@ -48,6 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
         put_at_revision,
         delete_conditions,
         initialize_race,
+        #[needs_expiry]
         member_expires,
         member_is_kept_by_put_member,
         #[needs_sessions]
@@ -61,6 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
         recent_contains_own_writes,
         recent_follows_others,
         latest_sees_others_at_once,
+        groups_are_read_together,
         malformed_documents,
         ctl_has_no_keys,
         delete_cluster_removes_everything,
@@ -501,7 +505,8 @@ async fn watch_leader_expiry(h: &dyn Harness) -> Outcome {
     acquired(&a).await?;
     let mut changes = watched(h, &b).await?;
     notified(h, &mut changes, h.ttl() * 3, "expiry").await?;
-    ensure!(b.load(Freshness::Recent).await?.is_unlocked());
+    let seen = b.load(Freshness::Recent).await?;
+    ensure!(seen.is_unlocked(), "{:?}", seen.leader);
     Ok(())
 }
 
@@ -534,10 +539,16 @@ async fn watched(
     store: &howdah::dcs::Store,
 ) -> anyhow::Result<tokio::sync::watch::Receiver<u64>> {
     let mut changes = store.changes();
-    store.load(Freshness::Recent).await?;
     // What happened before may still be on its way: it must not count as the answer to what comes next.
-    for _ in 0..10 {
+    let mut waited = Duration::ZERO;
+    loop {
+        let (recent, latest) = (store.load(Freshness::Recent).await?, latest(store).await?);
+        if waited >= Duration::from_millis(200) && recent == latest {
+            break;
+        }
+        ensure!(waited < h.ttl() * 3, "the watch is behind: {recent:?}");
         h.elapse(Duration::from_millis(20)).await;
+        waited += Duration::from_millis(20);
     }
     changes.borrow_and_update();
     Ok(changes)
@@ -608,7 +619,20 @@ async fn malformed_documents(h: &dyn Harness) -> Outcome {
     for freshness in [Freshness::Latest, Freshness::Recent] {
         let cluster = store.load(freshness).await?;
         ensure!(cluster.config.is_none() && cluster.config_revision.is_some());
-        ensure!(cluster.members.len() == 1 && cluster.members[&name("b")].state.is_none());
+        let members: Vec<&str> = cluster.members.keys().map(|name| name.as_str()).collect();
+        // A key below a member's makes that member where there are no keys without the ones above them.
+        let expected: &[&str] = if h.folders_are_keys() {
+            &["b", "c"]
+        } else {
+            &["b"]
+        };
+        ensure!(members == expected, "{members:?}");
+        ensure!(
+            cluster
+                .members
+                .values()
+                .all(|member| member.state.is_none())
+        );
         ensure!(matches!(cluster.initialize, Initialize::Invalid(_)));
         ensure!(cluster.is_unlocked() && cluster.history.is_none() && cluster.failsafe.is_none());
     }
@@ -645,6 +669,33 @@ async fn ctl_has_no_keys(h: &dyn Harness) -> Outcome {
         Write::Refused(Refusal::Rejected(_))
     ));
     ensure!(latest(&a).await?.failover.is_some());
+    Ok(())
+}
+
+async fn groups_are_read_together(h: &dyn Harness) -> Outcome {
+    let store = h.open("a").await;
+    ensure!(store.load_groups().await?.is_empty());
+    for (key, value) in [
+        ("0/leader", "c1"),
+        ("0/members/c1", r#"{"state":"running","role":"primary"}"#),
+        ("12/leader", "w1"),
+        ("12/members/w1", r#"{"state":"running","role":"primary"}"#),
+        ("12/members/w2", r#"{"state":"running","role":"replica"}"#),
+        // Not a group's, though it looks like one.
+        ("012/leader", "x"),
+        ("members/a", "{}"),
+    ] {
+        h.put_raw(key, value).await;
+    }
+    let groups = store.load_groups().await?;
+    ensure!(groups.keys().eq([&0, &12]), "{groups:?}");
+    ensure!(groups[&0].is_led_by(&name("c1")) && groups[&12].is_led_by(&name("w1")));
+    ensure!(groups[&0].members.len() == 1 && groups[&12].members.len() == 2);
+    ensure!(
+        groups[&12]
+            .leader_member()
+            .is_some_and(|leader| { leader.role == Some(howdah::types::Role::Primary) })
+    );
     Ok(())
 }
 

@@ -1,7 +1,6 @@
 //! ZooKeeper: one plain server, one with TLS and client certificates, Exhibitor in front of it, and cases of its own.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +14,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::harness::{
-    Backend, Case, Cut, Harness, acquired, document, done, eventually, latest, name, own, refused,
+    Backend, Case, Cut, Harness, acquired, distrusts, document, done, eventually, latest, name,
+    one_leads, own, refused,
 };
-use crate::proxy::Proxy;
+use crate::proxy::{Proxies, Proxy, each_goes_silent};
 use crate::server::Certificates;
 use crate::zookeeper_server::{Stranger, Zookeeper};
 
@@ -52,18 +52,21 @@ impl Backend for OneServer {
         Ok(Box::new(ZookeeperHarness {
             base: format!("/service/{case}-{}", self.clusters.get()),
             zookeeper: Rc::clone(&self.zookeeper),
-            proxies: RefCell::default(),
+            proxies: Proxies::default(),
         }))
     }
 
     /// Java has to warm up, and has two processors at best.
     fn at_once(&self) -> usize {
-        10
+        5
     }
 
     fn own_cases(&self) -> Vec<Case> {
         if self.zookeeper.certificate("ca.pem").is_some() {
-            return own![unknown_authority_is_an_error];
+            return own![
+                unknown_authority_is_an_error,
+                encrypted_key_needs_its_password
+            ];
         }
         own![
             what_python_nodes_see,
@@ -72,7 +75,9 @@ impl Backend for OneServer {
             too_short_a_session_is_refused,
             nodes_of_others_are_protected,
             restarted_server,
+            restart_amid_an_election,
             wiped_server,
+            black_holed_server,
             server_after_server_fails,
             exhibitor_names_the_servers,
         ]
@@ -108,18 +113,12 @@ fn open(name: &str, settings: &Settings) -> Arc<Handle> {
 struct ZookeeperHarness {
     zookeeper: Rc<Zookeeper>,
     base: String,
-    /// One connection per member, so that each can be broken alone.
-    proxies: RefCell<BTreeMap<String, Rc<Proxy>>>,
+    proxies: Proxies,
 }
 
 impl ZookeeperHarness {
     async fn proxy(&self, name: &str) -> Rc<Proxy> {
-        if let Some(proxy) = self.proxies.borrow().get(name) {
-            return Rc::clone(proxy);
-        }
-        let proxy = Proxy::start(&self.zookeeper.address(0)).await;
-        let mut proxies = self.proxies.borrow_mut();
-        Rc::clone(proxies.entry(name.to_owned()).or_insert(proxy))
+        self.proxies.of(name, &self.zookeeper.address(0)).await
     }
 }
 
@@ -135,6 +134,10 @@ impl Harness for ZookeeperHarness {
 
     fn can_hand_over(&self) -> bool {
         false
+    }
+
+    fn folders_are_keys(&self) -> bool {
+        true
     }
 
     async fn open(&self, name: &str) -> Store {
@@ -357,6 +360,18 @@ async fn restarted_server() -> Outcome {
     Ok(())
 }
 
+/// The server dies under an election and comes back.
+async fn restart_amid_an_election() -> Outcome {
+    let server = server().await?;
+    let contenders = ["a", "b", "c"].map(|name| -> Store { open(name, &settings(&server)) });
+    one_leads(contenders, RETRY, async {
+        server.kill(0);
+        server.run(0)?;
+        server.ready().await
+    })
+    .await
+}
+
 /// The server comes back empty, counting from the beginning.
 async fn wiped_server() -> Outcome {
     let zookeeper = server().await?;
@@ -387,6 +402,30 @@ async fn wiped_server() -> Outcome {
     .await
 }
 
+/// Of two addresses one swallows everything: reads, renewals and the watch go on over the other, whichever it is.
+async fn black_holed_server() -> Outcome {
+    let server = server().await?;
+    let proxies = [
+        Proxy::start(&server.address(0)).await,
+        Proxy::start(&server.address(0)).await,
+    ];
+    let direct = settings(&server);
+    let settings = Settings {
+        hosts: proxies
+            .iter()
+            .map(|proxy| proxy.address.to_string())
+            .collect(),
+        ..direct.clone()
+    };
+    let store: Store = open("a", &settings);
+    let writer: Store = open("b", &direct);
+    // The other one rests for longer than the usual time to live, too.
+    for store in [&store, &writer] {
+        store.set_timings(Duration::from_secs(30), RETRY * 2);
+    }
+    each_goes_silent(&store, &writer, &proxies).await
+}
+
 /// Three servers, each of them lost once, with whoever leads them.
 async fn server_after_server_fails() -> Outcome {
     let zookeeper = Zookeeper::start(3, None).await?;
@@ -399,7 +438,8 @@ async fn server_after_server_fails() -> Outcome {
     }
     let lease = acquired(&a).await?;
     for index in 0..3 {
-        zookeeper.kill(index);
+        let (read, ()) = tokio::join!(a.load(Freshness::Latest), async { zookeeper.kill(index) });
+        read.with_context(|| format!("server {index} dies under a read"))?;
         let put = format!("{{\"optime\":{}}}", index + 1);
         eventually("a renewal", async || {
             matches!(a.renew(&lease).await, Write::Done(())).then_some(())
@@ -485,13 +525,44 @@ async fn unknown_authority_is_an_error() -> Outcome {
         cacert: Some(others.path("ca.pem")),
         ..settings(&zookeeper)
     };
-    let error = open("a", &stranger).load(Freshness::Latest).await;
-    let error = error.err().context("trusted a stranger")?;
-    ensure!(error.to_string().contains("certificate"), "{error}");
+    let store: Store = open("a", &stranger);
+    distrusts(&store).await?;
     let unverified = Settings {
         verify: false,
         ..stranger
     };
-    open("b", &unverified).load(Freshness::Latest).await?;
+    let store = open("b", &unverified);
+    eventually("a read", async || store.load(Freshness::Latest).await.ok()).await?;
+    Ok(())
+}
+
+/// `key_password`: the client's key is kept encrypted.
+async fn encrypted_key_needs_its_password() -> Outcome {
+    let zookeeper = Zookeeper::start(1, Some(Certificates::make()?)).await?;
+    let plain = settings(&zookeeper);
+    let key = plain.key.clone().context("no key")?;
+    let encrypted = key.with_extension("encrypted");
+    let status = std::process::Command::new("openssl")
+        .args(["pkcs8", "-topk8", "-passout", "pass:secret", "-in"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&encrypted)
+        .status()
+        .context("openssl is needed")?;
+    ensure!(status.success(), "openssl pkcs8: {status}");
+    let with = |password: Option<&str>| {
+        let settings = Settings {
+            key: Some(encrypted.clone()),
+            key_password: password.map(str::to_owned),
+            ..plain.clone()
+        };
+        connect(&identity("a", "/service/demo"), &settings)
+    };
+    for password in [None, Some("wrong")] {
+        let error = with(password).err().context("connected without the key")?;
+        ensure!(format!("{error:#}").contains("password"), "{error:#}");
+    }
+    let store = with(Some("secret"))?;
+    eventually("a read", async || store.load(Freshness::Latest).await.ok()).await?;
     Ok(())
 }

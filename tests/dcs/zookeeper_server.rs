@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 
 use crate::server::{Certificates, Process, free_port};
 
-/// Where Debian's package puts what the server consists of.
-const CLASSES: &str = "/etc/zookeeper/conf:/usr/share/java/*";
+/// Where Debian's package libzookeeper-java puts what the server consists of; of several ways of logging the first one is taken.
+const CLASSES: &str = "/usr/share/java/slf4j-simple.jar:/usr/share/java/*";
 /// Password of the stores of keys, which Java wants to have one.
 const PASSWORD: &str = "password";
 
@@ -162,6 +162,7 @@ impl Zookeeper {
                 "-cp",
                 CLASSES,
             ])
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
             .arg("-Dzookeeper.forceSync=no")
             .arg("-Djava.net.preferIPv4Stack=true")
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")

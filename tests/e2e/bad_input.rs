@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::{Cluster, PATIENCE, Store, fails, one_off};
+use crate::cluster::{Cluster, Node, PATIENCE, Store, fails, one_off};
 use crate::docker::{Lab, docker, image, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -33,6 +33,31 @@ fn missing_passwords_are_named_all_at_once() {
             said.contains(variable),
             "{variable} is not named in:\n{said}"
         );
+    }
+}
+
+#[test]
+fn contradictory_variables_are_named_all_at_once() {
+    let image = image();
+    let (status, said) = one_off(&[
+        "-e",
+        "PATRONI_SCOPE=a",
+        "-e",
+        "PATRONI_NAME=b",
+        "-e",
+        "PATRONI_SUPERUSER_PASSWORD=one",
+        "-e",
+        "PATRONI_SUPERUSER_PASSWORD_FILE=/run/secrets/superuser",
+        "-e",
+        "PATRONI_RAFT_PASSWORD=one",
+        "-e",
+        "PATRONI_RAFT_PASSWORD_FILE=/run/secrets/raft",
+        &image,
+    ]);
+    assert_eq!(status, 64, "{said}");
+    for variable in ["PATRONI_SUPERUSER_PASSWORD", "PATRONI_RAFT_PASSWORD"] {
+        let fault = format!("{variable}: is given twice: also as {variable}_FILE");
+        assert!(said.contains(&fault), "{fault} is not in:\n{said}");
     }
 }
 
@@ -223,7 +248,7 @@ fn a_store_that_goes_away_stops_the_writing() {
         etcd.stop();
     }
     wait_until("nobody is primary", SOON, || {
-        cluster.nodes.iter().all(|node| !node.is_primary())
+        cluster.nodes.iter().all(Node::denies_being_primary)
     });
     wait_until("no node takes a write", SOON, || {
         cluster.nodes.iter().all(|node| {

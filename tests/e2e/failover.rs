@@ -64,6 +64,21 @@ fn container_killed_etcd() {
 }
 
 #[test]
+fn container_killed_etcd2() {
+    container_killed("kill-etcd2", Store::Etcd2);
+}
+
+#[test]
+fn container_killed_consul() {
+    container_killed("kill-consul", Store::Consul);
+}
+
+#[test]
+fn container_killed_zookeeper() {
+    container_killed("kill-zookeeper", Store::Zookeeper);
+}
+
+#[test]
 fn postmaster_killed() {
     survives(
         "postmaster",

@@ -23,6 +23,7 @@ mod docker;
 mod bad_input;
 mod bootstrap_single;
 mod container;
+mod demos;
 mod dynamic_settings;
 mod failover;
 mod frozen_agent;

@@ -114,9 +114,11 @@ impl Stage {
         assert_eq!(ended.code(), Some(status), "the log:\n{}", self.log());
     }
 
-    /// Waits until the agent has left a file of this name.
+    /// Waits until the agent has left a whole line in a file of this name.
     pub(crate) fn await_file(&self, name: &str) {
-        wait_until(&format!("{name} appears"), 20, || self.path(name).exists());
+        wait_until(&format!("{name} appears"), 20, || {
+            fs::read_to_string(self.path(name)).is_ok_and(|text| text.ends_with('\n'))
+        });
     }
 
     pub(crate) fn await_log(&self, text: &str) {

@@ -273,7 +273,7 @@ async fn clone_of(
         methods,
         source: Some(&source),
         replace,
-        keep_replaced: true,
+        keep_replaced: Some(u64::MAX),
         progress: &progress,
     };
     let done = clone::clone(&request, std::future::pending()).await;
@@ -719,7 +719,19 @@ async fn a_former_primary_rejoins_directly_or_by_rewind_as_its_history_demands()
         matches!(cancelled, Err(rewind::RewindError::NotRun(_))),
         "{cancelled:?}"
     );
+    let needed = rewind::room_needed(&request, std::future::pending())
+        .await
+        .unwrap()
+        .expect("the dry run tells");
+    let megabytes = || directory::size(&first.settings.data_dir).div_ceil(1 << 20);
+    let before = megabytes();
     rewind::run(&request, std::future::pending()).await.unwrap();
+    let growth = megabytes().saturating_sub(before);
+    // One segment of the new timeline was not here; those of the old one were overwritten. And 64 MB are for the start afterwards.
+    assert!(
+        (growth..64 + 32).contains(&needed),
+        "{needed} MB needed, from {before} MB grown by {growth}"
+    );
     let arguments = configure(&first, Some(&second));
     let postmaster = start(&first.settings, &arguments).await;
     let first_admin = client(&first).await;

@@ -4,7 +4,7 @@
 //! What of the list is not here, and why:
 //!
 //! - conflicting write between decision and write: every run, as rule S5, with the planted fault "unconditional writes";
-//! - failsafe topology, promotion after failsafe: not in the simulator yet;
+//! - failsafe topology, promotion after failsafe (B6, B7, B8): `failsafe.rs`;
 //! - watchdog outlives the stop, children survive the postmaster, signals while spawning: `tests/pid1` and `tests/postgres`, real processes;
 //! - two members of one name: decided before an agent has a turn at all;
 //! - timeline raised by hand while standbys are cut off, status queries that time out: `tests/stories`;
@@ -37,9 +37,14 @@ fn millis(time: Duration) -> u64 {
 }
 
 impl World {
-    fn after(&mut self, time: u64) {
+    /// That time passes, whatever rule is broken in it.
+    pub(crate) fn after_regardless(&mut self, time: u64) {
         let now = millis(self.now.0) - 1_000_000;
         self.run_until(now + time);
+    }
+
+    pub(crate) fn after(&mut self, time: u64) {
+        self.after_regardless(time);
         let violation = self.violation.as_ref();
         assert!(
             violation.is_none(),
@@ -48,20 +53,20 @@ impl World {
         );
     }
 
-    fn suffer(&mut self, fault: Fault) {
+    pub(crate) fn suffer(&mut self, fault: Fault) {
         fault.apply(self);
     }
 
-    fn writer(&self) -> Option<usize> {
+    pub(crate) fn writer(&self) -> Option<usize> {
         (0..self.nodes.len()).find(|node| self.writes(*node))
     }
 
-    fn did(&self, what: &str) -> bool {
+    pub(crate) fn did(&self, what: &str) -> bool {
         self.trace.iter().any(|line| line.contains(what))
     }
 
     /// Waits for a writer other than this one.
-    fn next_writer(&mut self, old: usize, within: u64) -> usize {
+    pub(crate) fn next_writer(&mut self, old: usize, within: u64) -> usize {
         for _ in 0..within / 100 {
             self.after(100);
             if let Some(new) = self.writer().filter(|new| *new != old) {
@@ -74,11 +79,16 @@ impl World {
 
 /// A settled cluster, its story, and a good end: everybody back, nothing lost.
 fn history(nodes: usize, synchronous: Synchronous, story: impl Fn(&mut World, usize)) {
+    let dynamic = Dynamic {
+        synchronous,
+        ..Dynamic::default()
+    };
+    history_of(nodes, dynamic, story);
+}
+
+/// The same with other settings.
+pub(crate) fn history_of(nodes: usize, dynamic: Dynamic, story: impl Fn(&mut World, usize)) {
     for seed in 0..SEEDS {
-        let dynamic = Dynamic {
-            synchronous,
-            ..Dynamic::default()
-        };
         let mut world = World::calm(seed, nodes, dynamic);
         world.after(15_000);
         let leader = world.writer().expect("a leader after the beginning");
@@ -90,15 +100,15 @@ fn history(nodes: usize, synchronous: Synchronous, story: impl Fn(&mut World, us
     }
 }
 
-fn other(leader: usize, of: usize) -> usize {
+pub(crate) fn other(leader: usize, of: usize) -> usize {
     (0..of).find(|node| *node != leader).unwrap_or(leader)
 }
 
-fn ttl() -> u64 {
+pub(crate) fn ttl() -> u64 {
     millis(TTL)
 }
 
-fn number(node: usize) -> Pick {
+pub(crate) fn number(node: usize) -> Pick {
     Pick::Number(node)
 }
 

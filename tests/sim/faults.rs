@@ -1,5 +1,7 @@
 //! What goes wrong, and when. A plan is drawn from the seed before the world starts.
 
+mod without_store;
+
 use howdah::ha::observation::{Request, Synchronous};
 use howdah::types::WallTime;
 
@@ -64,6 +66,12 @@ pub(crate) enum Fault {
     Outage { millis: u64, extends: bool },
     /// Store messages get lost.
     Loss { per_mille: u64, millis: u64 },
+    /// Messages between agents get lost.
+    PeerLoss { per_mille: u64, millis: u64 },
+    /// They take long.
+    PeerDelay { most: u64, millis: u64 },
+    /// Failsafe mode is switched on or off.
+    Failsafe(bool),
     /// A switchover or failover is requested.
     Switchover {
         candidate: Option<u64>,
@@ -79,6 +87,12 @@ pub(crate) enum Fault {
     },
     /// The cluster is paused.
     Pause(bool),
+    /// It becomes the standby cluster of a site that was a standby of it, so many bytes behind; which has been promoted, or will be.
+    DemoteCluster { promoted: bool, behind: u64 },
+    /// That site is promoted.
+    PromoteRemote,
+    /// It becomes a cluster of its own again.
+    PromoteCluster,
     /// One earlier fault ends.
     Mend(Mend),
     /// Everything is healed.
@@ -103,6 +117,8 @@ pub(crate) enum Mend {
     Loss,
     Errors,
     Delay,
+    PeerLoss,
+    PeerDelay,
 }
 
 #[derive(Debug)]
@@ -132,10 +148,7 @@ impl Plan {
             } else {
                 Self::any(rng, nodes, synchronous)
             };
-            // A switchover in a standby cluster stops and starts its leader without end: the core's fault, not yet mended.
-            if !(standby_cluster && matches!(fault, Fault::Switchover { .. })) {
-                faults.push((at, fault));
-            }
+            faults.push((at, fault));
             at += if calm || rng.per_mille(600) {
                 rng.between(2000, 9000)
             } else {
@@ -145,6 +158,9 @@ impl Plan {
         if paused {
             faults.push((rng.between(BEGIN, BEGIN + 15_000), Fault::Pause(true)));
         }
+        if synchronous == Synchronous::Off && !standby_cluster && !paused {
+            Self::convert(rng, &mut faults);
+        }
         faults.push((HEAL, Fault::Heal));
         Plan {
             faults,
@@ -153,6 +169,25 @@ impl Plan {
                 standby_cluster,
                 ..Dynamic::default()
             },
+        }
+    }
+
+    /// Some asynchronous clusters change sides with another site, and some of these change back.
+    fn convert(rng: &mut Rng, faults: &mut Vec<(u64, Fault)>) {
+        if !rng.per_mille(300) {
+            return;
+        }
+        let at = rng.between(BEGIN + 4000, HEAL - 4000);
+        let promoted = rng.per_mille(500);
+        let behind = if promoted && rng.per_mille(500) {
+            rng.between(1, 4000)
+        } else {
+            0
+        };
+        faults.push((at, Fault::DemoteCluster { promoted, behind }));
+        faults.push((at + rng.between(500, 12_000), Fault::PromoteRemote));
+        if rng.per_mille(400) {
+            faults.push((at + rng.between(3000, 30_000), Fault::PromoteCluster));
         }
     }
 
@@ -405,6 +440,18 @@ impl Fault {
                 world.network.loss = per_mille;
                 world.later(millis, Fault::Mend(Mend::Loss));
             }
+            Fault::PeerLoss { per_mille, millis } => {
+                world.network.peer_loss = per_mille;
+                world.later(millis, Fault::Mend(Mend::PeerLoss));
+            }
+            Fault::PeerDelay { most, millis } => {
+                world.network.peer_delay = most;
+                world.later(millis, Fault::Mend(Mend::PeerDelay));
+            }
+            Fault::Failsafe(on) => {
+                world.store.dynamic.failsafe = on;
+                world.notify_all();
+            }
             Fault::Switchover {
                 candidate,
                 leader,
@@ -446,6 +493,9 @@ impl Fault {
                 world.store.dynamic.pause = on;
                 world.notify_all();
             }
+            Fault::DemoteCluster { promoted, behind } => world.demote_cluster(promoted, behind),
+            Fault::PromoteRemote => world.promote_remote(),
+            Fault::PromoteCluster => world.promote_cluster(),
             Fault::Mend(mend) => mend.apply(world),
             Fault::Heal => world.heal(),
         }
@@ -479,6 +529,8 @@ impl Mend {
             }
             Mend::Errors => world.network.errors = 0,
             Mend::Delay => world.network.delay = 0,
+            Mend::PeerLoss => world.network.peer_loss = 0,
+            Mend::PeerDelay => world.network.peer_delay = 0,
             Mend::Outage { extends } => {
                 world.network.store_down = false;
                 if extends {

@@ -1,6 +1,7 @@
 //! The rules that every run must keep: one file per rule, each called where it can first be seen broken.
 
 mod election;
+mod failsafe;
 mod history;
 mod kept;
 mod one_writer;
@@ -11,7 +12,8 @@ mod standby_cluster;
 
 use crate::world::World;
 
-pub(crate) use election::won;
+pub(crate) use election::{may_have_won, won};
+pub(crate) use failsafe::agreed;
 pub(crate) use history::pointed;
 pub(crate) use kept::{Promise, acknowledged};
 pub(crate) use one_writer::{committed, gives_away};

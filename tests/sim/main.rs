@@ -15,6 +15,7 @@
 mod catalogue;
 mod clock;
 mod exhaustive;
+mod failsafe;
 mod faults;
 mod invariants;
 mod observation;
@@ -122,9 +123,17 @@ fn all_seeds_keep_the_rules() {
         "CommitsWait",
         "PromotionPostponed",
         "RequestRefused",
+        "BecameStandbyCluster",
+        "LeadingStandbyCluster",
+        "FailsafeLeading",
+        "FailsafeRefused",
+        "BoundByFailsafe",
+        "FailsafeTakesKeyBack",
+        "FailsafeUncertain",
+        "NotInFailsafe",
     ] {
         assert!(
-            seeds < 500 || seen.reasons.contains(needed),
+            seeds < 300 || seen.reasons.contains(needed),
             "no seed reached {needed}; reached: {:?}",
             seen.reasons
         );
@@ -287,4 +296,14 @@ fn planted_idleness_is_found() {
 #[test]
 fn planted_disregard_of_pause_is_found() {
     is_found_as("pause", 300, planted::ignores_the_pause, |_| {});
+}
+
+#[test]
+fn planted_majority_in_failsafe_mode_is_found() {
+    is_found_as("S1", 100, planted::asks_a_majority, |_| {});
+}
+
+#[test]
+fn planted_forgotten_word_is_found() {
+    is_found_as("S1", 500, planted::forgets_its_word, |_| {});
 }

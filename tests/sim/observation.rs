@@ -81,7 +81,7 @@ fn settings(dynamic: Dynamic, allowed: Allowed) -> Settings {
         check_timeline: false,
         pause: dynamic.pause,
         synchronous: dynamic.synchronous,
-        failsafe: false,
+        failsafe: dynamic.failsafe,
         isolation_hold: false,
         max_timelines_history: 0,
         standby_cluster: dynamic.standby_cluster.then(remote),

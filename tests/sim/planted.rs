@@ -8,7 +8,7 @@ use howdah::ha::observation::{
     Connection, JobView, Memory, Observation, Peer, Position, Process, StandbyNames, StoreView,
     Synchronous, Upstream,
 };
-use howdah::types::MemberName;
+use howdah::types::{MemberName, Moment};
 
 /// Believes that its lease never ends.
 pub(crate) fn endless_lease(obs: &Observation, memory: &Memory) -> Decision {
@@ -217,5 +217,41 @@ pub(crate) fn never_races(obs: &Observation, memory: &Memory) -> Decision {
 pub(crate) fn ignores_the_pause(obs: &Observation, memory: &Memory) -> Decision {
     let mut obs = obs.clone();
     obs.settings.pause = false;
+    decide(&obs, memory)
+}
+
+/// Asks a majority of the members for their word instead of all.
+pub(crate) fn asks_a_majority(obs: &Observation, memory: &Memory) -> Decision {
+    let mut decision = decide(obs, memory);
+    if let Step::AskFailsafe { whom } = &mut decision.step {
+        let all = whom.len() + 1;
+        whom.truncate(all / 2);
+    }
+    decision
+}
+
+/// Races although it has given its word to a leader.
+pub(crate) fn breaks_its_word(obs: &Observation, memory: &Memory) -> Decision {
+    let mut obs = obs.clone();
+    obs.failsafe.promise = None;
+    decide(&obs, memory)
+}
+
+/// Does not ask itself what it may have promised before it was restarted.
+pub(crate) fn forgets_its_word(obs: &Observation, memory: &Memory) -> Decision {
+    let mut obs = obs.clone();
+    obs.agent_since = Moment(Duration::ZERO);
+    decide(&obs, memory)
+}
+
+/// Races although no leader would have asked it for its word.
+pub(crate) fn races_unasked(obs: &Observation, memory: &Memory) -> Decision {
+    let mut obs = obs.clone();
+    if let StoreView::Fresh(cluster) = &mut obs.store
+        && let Some(topology) = &mut cluster.failsafe
+        && obs.lease.is_none()
+    {
+        topology.insert(obs.me.clone(), format!("http://{}:8008/patroni", obs.me));
+    }
     decide(&obs, memory)
 }

@@ -17,15 +17,21 @@ pub(crate) struct Dynamic {
     pub(crate) pause: bool,
     pub(crate) synchronous: Synchronous,
     pub(crate) standby_cluster: bool,
+    pub(crate) failsafe: bool,
+}
+
+impl Dynamic {
+    pub(crate) const PLAIN: Dynamic = Dynamic {
+        pause: false,
+        synchronous: Synchronous::Off,
+        standby_cluster: false,
+        failsafe: false,
+    };
 }
 
 impl Default for Dynamic {
     fn default() -> Self {
-        Dynamic {
-            pause: false,
-            synchronous: Synchronous::Off,
-            standby_cluster: false,
-        }
+        Dynamic::PLAIN
     }
 }
 
@@ -291,6 +297,10 @@ impl Store {
                 }
                 free
             }
+            Write::Status(at) => {
+                self.cluster.status.optime = at;
+                true
+            }
             Write::WithdrawClaim(claimed) => {
                 let same = self.cluster.initialize == Initialize::InProgress
                     && self.cluster.initialize_revision == Some(claimed);
@@ -346,7 +356,10 @@ impl Store {
                 self.replace_sync(node, based_on, value)
             }
             Write::DropSync => self.replace_sync(node, seen.sync.revision, SyncState::default()),
-            Write::Failsafe(_) => true,
+            Write::Failsafe(topology) => {
+                self.cluster.failsafe = Some(topology);
+                true
+            }
         }
     }
 

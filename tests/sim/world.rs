@@ -2,6 +2,7 @@
 //! order that depends on the seed alone.
 
 mod agent;
+mod failsafe;
 mod job;
 mod network;
 mod node;
@@ -41,6 +42,8 @@ pub(crate) const STOP_MARGIN: Duration = Duration::from_secs(2);
 const GUARD_MARGIN: Duration = Duration::from_millis(400);
 const TICK: u64 = 25;
 const STEPS_MAX: u32 = 24;
+/// Another stream of chance for each seed.
+const STREAM: u64 = 0x1000_0000_0000;
 
 #[derive(Debug)]
 enum Event {
@@ -92,6 +95,8 @@ pub(crate) struct World {
     pub(crate) store: Store,
     /// The primary of another cluster, which a standby cluster follows.
     pub(crate) remote: Pg,
+    /// When it last became a standby cluster or ceased to be one.
+    pub(crate) converted: Option<Moment>,
     pub(crate) network: Network,
     pub(crate) allowed: Allowed,
     pub(crate) trace: Vec<String>,
@@ -103,12 +108,13 @@ pub(crate) struct World {
     pub(crate) healed: Option<Moment>,
     /// Planted: a stop cancels the commits that wait.
     pub(crate) cancels_waiting: bool,
-    /// Without init's guard and the promotion job's look at the lease: for planted faults that those two would cover.
+    /// Without init's guard, the promotion job's look at the lease and the agent's look at the word it gave: for planted faults that
+    /// those would cover.
     pub(crate) core_alone: bool,
     pub(crate) reasons: BTreeSet<String>,
     /// Every timeline ever opened: its number and where it begins.
     opened: BTreeSet<(u32, u64)>,
-    core: Core,
+    pub(crate) core: Core,
 }
 
 impl World {
@@ -122,7 +128,8 @@ impl World {
             lag: rng.per_mille(300).then(|| rng.between(400, 6000)),
         };
         let nodes = (0..count).map(|i| Node::new(i, &mut rng)).collect();
-        let plan = Plan::new(&mut rng, count);
+        let mut plan = Plan::new(&mut rng, count);
+        plan.without_store(&mut Rng::new(seed ^ STREAM), count);
         let mut world = World::of(rng, nodes, allowed, plan.dynamic, core);
         for (millis, fault) in &plan.faults {
             world.at(*millis, Event::Fault(fault.clone()));
@@ -159,6 +166,7 @@ impl World {
             nodes,
             store: Store::default(),
             remote,
+            converted: None,
             network: Network::default(),
             allowed,
             trace: Vec::new(),

@@ -263,9 +263,16 @@ impl Picture {
             "asked" => {
                 self.obs.requests = match rest {
                     ["restart"] => vec![Request::Restart { timeout: None }],
+                    ["restart", "within", time] => vec![Request::Restart {
+                        timeout: Some(secs(time)?),
+                    }],
                     ["reinitialize"] => vec![Request::Reinitialize {
                         force: false,
                         from_leader: false,
+                    }],
+                    ["reinitialize", "from", "the", "leader"] => vec![Request::Reinitialize {
+                        force: false,
+                        from_leader: true,
                     }],
                     ["reinitialize", "by", "force"] => vec![Request::Reinitialize {
                         force: true,
@@ -459,9 +466,11 @@ impl Picture {
 
     fn compared(&mut self, rest: &[&str]) -> Change {
         self.obs.postgres.divergence = match rest {
-            ["prefix", "of", who] => Divergence::Prefix { of: name(who) },
+            ["prefix", "of", who] => Divergence::Prefix {
+                of: upstream(who).name().ok_or("nobody")?,
+            },
             ["diverged", "from", who] => Divergence::Diverged {
-                from: name(who),
+                from: upstream(who).name().ok_or("nobody")?,
                 detail: "forked at 0/3E8".to_owned(),
             },
             ["rewind", "failed", "from", who] => Divergence::RewindFailed { from: name(who) },
@@ -486,14 +495,19 @@ impl Picture {
                 "start-primary" => Job::StartPrimary {
                     timeout: Duration::from_secs(300),
                 },
+                "restart" => Job::Restart {
+                    timeout: Duration::from_secs(20),
+                },
                 "start-standby" => Job::StartStandby { of: upstream("b") },
                 "promote" => Job::Promote,
                 "switchover-stop" => stop(StopPurpose::Switchover),
+                "demote-stop" => stop(StopPurpose::DemoteCluster),
                 "shutdown-stop" => stop(StopPurpose::Shutdown),
                 "lost-lease-stop" => stop(StopPurpose::LostLease),
                 "compare" => Job::CheckDivergence {
                     with: upstream("b"),
                 },
+                "compare-remote" => Job::CheckDivergence { with: remote() },
                 "copy-slots" => Job::CopySlots {
                     from: upstream("b"),
                     slots: vec!["events".to_owned()],
@@ -601,7 +615,16 @@ impl Picture {
         let settings = &mut self.obs.settings;
         match rest {
             ["pause", on] => settings.pause = *on == "on",
+            ["no-standby-cluster"] => settings.standby_cluster = None,
             ["standby-cluster"] => settings.standby_cluster = Some(remote()),
+            ["standby-cluster", "of", host] => {
+                settings.standby_cluster = Some(Upstream::Remote {
+                    host: Some((*host).to_owned()),
+                    port: None,
+                    slot: None,
+                    restore_command: None,
+                });
+            }
             ["failsafe", on] => settings.failsafe = *on == "on",
             ["no-isolation-hold"] => settings.isolation_hold = false,
             ["no-rewind"] => settings.may_rewind = false,

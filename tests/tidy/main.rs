@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod documents;
+mod sections;
 mod text;
 
 use std::path::{Path, PathBuf};

@@ -17,7 +17,7 @@ use super::service::Request as ServiceRequest;
 use crate::clock;
 use crate::dcs::copy::{Contents, Stored};
 use crate::dcs::http::{Answer, NoAnswer, Request, Server, encode};
-use crate::dcs::{DcsError, Identity};
+use crate::dcs::{DcsError, Identity, Timings};
 use crate::types::Moment;
 
 /// Why there is no usable answer.
@@ -99,13 +99,6 @@ impl Op {
     }
 }
 
-/// `ttl` and `retry_timeout` in force.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timings {
-    pub(super) ttl: Duration,
-    pub(super) retry_timeout: Duration,
-}
-
 /// What may happen to a request besides being answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -135,10 +128,7 @@ impl Agent {
             token: settings.token.clone(),
             dc: settings.dc.clone(),
             consistency: settings.consistency.clone(),
-            timings: Mutex::new(Timings {
-                ttl: identity.ttl,
-                retry_timeout: identity.retry_timeout,
-            }),
+            timings: Mutex::new(identity.timings()),
         })
     }
 

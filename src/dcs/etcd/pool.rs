@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::clock;
 use crate::dcs::etcd_hosts::srv::{self, Srv};
 use crate::dcs::http::{Answer, NoAnswer, Request, Server};
-use crate::dcs::{DcsError, Identity};
+use crate::dcs::{DcsError, Identity, Timings};
 use crate::types::Moment;
 
 /// Why there is no usable answer.
@@ -76,13 +76,6 @@ pub(super) enum Kind {
     Once,
 }
 
-/// `ttl` and `retry_timeout` in force.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timings {
-    pub(super) ttl: Duration,
-    pub(super) retry_timeout: Duration,
-}
-
 /// The nodes requests can go to; the first one is asked first.
 pub(super) struct Pool {
     configured: Vec<String>,
@@ -120,10 +113,7 @@ impl Pool {
                 format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
             }),
             nodes: Mutex::default(),
-            timings: Mutex::new(Timings {
-                ttl: identity.ttl,
-                retry_timeout: identity.retry_timeout,
-            }),
+            timings: Mutex::new(identity.timings()),
         };
         for url in &pool.configured {
             unpoisoned(&pool.nodes).push(Arc::new(pool.node(url)?));
@@ -290,7 +280,10 @@ impl Pool {
 
     /// Keeps the list of nodes right; ends at once behind proxies.
     pub(super) async fn keep_discovering(&self) {
-        while self.discovers {
+        if !self.discovers {
+            return;
+        }
+        loop {
             self.discover().await;
             tokio::time::sleep(self.timings().ttl * 10).await;
         }

@@ -22,8 +22,8 @@ use tonic::codegen::http::Uri;
 use super::transport::{self, Patience};
 use super::unpoisoned;
 use crate::clock;
-use crate::dcs::DcsError;
 use crate::dcs::etcd_hosts::srv::{self, Srv};
+use crate::dcs::{DcsError, Timings};
 use crate::types::Moment;
 
 /// Why there is no answer, or only a negative one.
@@ -106,13 +106,6 @@ impl Answer for () {
     fn stamp(&self) -> Option<Stamp> {
         None
     }
-}
-
-/// `ttl` and `retry_timeout` in force.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Timings {
-    pub(super) ttl: Duration,
-    pub(super) retry_timeout: Duration,
 }
 
 /// One node and the connection to it, if one was needed yet.

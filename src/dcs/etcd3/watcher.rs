@@ -96,44 +96,27 @@ impl Cache {
 
     /// Reads everything, newer than any write before, and keeps it as the copy.
     pub(super) async fn load(&self, pool: &Pool, deadline: Moment) -> Result<Cluster, DcsError> {
-        let answer = self
-            .read(pool, deadline)
+        let answer = read(pool, deadline, &self.keys)
             .await
             .map_err(Failure::into_error)?;
-        let fresh = self.parse(&answer.1);
-        let cluster = assemble(&fresh);
+        let fresh = parse(&self.keys, &answer.1);
+        let cluster = wire::assemble(entries(&fresh, &leases(&fresh)));
         self.replace(fresh, answer.0.revision, pool.epoch());
         Ok(cluster)
     }
 
-    async fn read(&self, pool: &Pool, deadline: Moment) -> Result<(Stamp, GetResponse), Failure> {
-        let prefix = self.keys.prefix();
-        let answer = pool
-            .call(deadline, Kind::Read, |client| async move {
-                let options = GetOptions::new().with_prefix();
-                client.kv_client().get(prefix, Some(options)).await
-            })
-            .await?;
-        let stamp = answer.header().map(Stamp::from).unwrap_or_default();
-        Ok((stamp, answer))
-    }
-
-    fn parse(&self, answer: &GetResponse) -> BTreeMap<String, Stored> {
-        answer
-            .kvs()
-            .iter()
-            .filter_map(|kv| self.entry(kv))
-            .collect()
-    }
-
-    fn entry(&self, kv: &KeyValue) -> Option<(String, Stored)> {
-        let key = String::from_utf8_lossy(kv.key());
-        let stored = Stored {
-            value: String::from_utf8_lossy(kv.value()).into_owned(),
-            revision: kv.mod_revision(),
-            lease: kv.lease(),
-        };
-        Some((self.keys.relative(&key)?.to_owned(), stored))
+    /// Reads all groups; the copy is of one.
+    pub(super) async fn load_groups(
+        &self,
+        pool: &Pool,
+        deadline: Moment,
+    ) -> Result<BTreeMap<u32, Cluster>, DcsError> {
+        let all = self.keys.of_all_groups();
+        let answer = read(pool, deadline, &all)
+            .await
+            .map_err(Failure::into_error)?;
+        let found = parse(&all, &answer.1);
+        Ok(keys::assemble_groups(entries(&found, &leases(&found))))
     }
 
     /// Puts a whole read in place of the copy, unless the copy is newer.
@@ -174,7 +157,7 @@ impl Cache {
             let Some(kv) = event.kv().filter(|kv| kv.mod_revision() > base) else {
                 continue;
             };
-            let Some((key, stored)) = self.entry(kv) else {
+            let Some((key, stored)) = entry(&self.keys, kv) else {
                 continue;
             };
             copy.revision = copy.revision.max(stored.revision);
@@ -222,25 +205,57 @@ impl Cache {
 
 impl Copy {
     fn assemble(&self) -> Cluster {
-        assemble(&self.keys)
+        wire::assemble(entries(&self.keys, &leases(&self.keys)))
     }
 }
 
-fn assemble(keys: &BTreeMap<String, Stored>) -> Cluster {
-    let leases: Vec<_> = keys
-        .values()
+async fn read(pool: &Pool, deadline: Moment, keys: &Keys) -> Result<(Stamp, GetResponse), Failure> {
+    let prefix = keys.prefix();
+    let answer = pool
+        .call(deadline, Kind::Read, |client| async move {
+            let options = GetOptions::new().with_prefix();
+            client.kv_client().get(prefix, Some(options)).await
+        })
+        .await?;
+    let stamp = answer.header().map(Stamp::from).unwrap_or_default();
+    Ok((stamp, answer))
+}
+
+fn parse(keys: &Keys, answer: &GetResponse) -> BTreeMap<String, Stored> {
+    answer
+        .kvs()
+        .iter()
+        .filter_map(|kv| entry(keys, kv))
+        .collect()
+}
+
+fn entry(keys: &Keys, kv: &KeyValue) -> Option<(String, Stored)> {
+    let key = String::from_utf8_lossy(kv.key());
+    let stored = Stored {
+        value: String::from_utf8_lossy(kv.value()).into_owned(),
+        revision: kv.mod_revision(),
+        lease: kv.lease(),
+    };
+    Some((keys.relative(&key)?.to_owned(), stored))
+}
+
+/// Leases as snapshots have them, in the order of the keys.
+fn leases(keys: &BTreeMap<String, Stored>) -> Vec<Option<String>> {
+    keys.values()
         .map(|stored| (stored.lease != 0).then(|| stored.lease.to_string()))
-        .collect();
-    wire::assemble(
-        keys.iter()
-            .zip(&leases)
-            .map(|((key, stored), lease)| Entry {
-                key,
-                value: &stored.value,
-                revision: model_revision(stored.revision),
-                session: lease.as_deref(),
-            }),
-    )
+        .collect()
+}
+
+fn entries<'a>(
+    keys: &'a BTreeMap<String, Stored>,
+    leases: &'a [Option<String>],
+) -> impl Iterator<Item = Entry<'a>> {
+    keys.iter().zip(leases).map(|((key, stored), lease)| Entry {
+        key,
+        value: &stored.value,
+        revision: model_revision(stored.revision),
+        session: lease.as_deref(),
+    })
 }
 
 /// How often a silent watch is asked whether it is alive.

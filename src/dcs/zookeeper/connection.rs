@@ -28,6 +28,8 @@ pub(super) struct Servers {
     addresses: Mutex<Vec<String>>,
     tls: Option<Arc<ClientConfig>>,
     auth: Vec<(String, String)>,
+    /// Why the last attempt to connect failed; empty after one that did not.
+    trouble: Mutex<String>,
 }
 
 /// Why a connection did not come about.
@@ -54,7 +56,18 @@ impl Servers {
             addresses: Mutex::new(addresses),
             tls,
             auth,
+            trouble: Mutex::default(),
         }
+    }
+
+    /// Why the last attempt to connect failed; `None` after one that did not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        (!trouble.is_empty()).then(|| trouble.clone())
+    }
+
+    fn note(&self, trouble: &str) {
+        trouble.clone_into(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The list, for messages.
@@ -107,13 +120,17 @@ impl Servers {
                 let patience = share.max(Duration::from_secs(1)).min(left);
                 let attempt = self.open(address, session, seen);
                 match tokio::time::timeout(patience, attempt).await {
-                    Ok(Ok(connection)) => return Ok(connection),
+                    Ok(Ok(connection)) => {
+                        self.note("");
+                        return Ok(connection);
+                    }
                     Ok(Err(NotConnected::Expired)) => return Err(NotConnected::Expired),
                     Ok(Err(NotConnected::Unreachable(detail))) => {
                         last = format!("{address}: {detail}");
                     }
                     Err(_) => last = format!("{address}: no answer in time"),
                 }
+                self.note(&last);
                 self.rotate(address);
             }
             if clock::now().until(deadline) < Duration::from_millis(100) {

@@ -41,7 +41,7 @@ pub fn connect(identity: &Identity, settings: &Settings) -> anyhow::Result<Arc<s
         hosts: vec!["localhost:2181".to_owned()],
         ..settings.zookeeper.clone()
     };
-    let tls = tls::client(Trust::Anybody, None, None)?;
+    let tls = tls::client(Trust::Anybody, None, None, None)?;
     let settings = settings.clone();
     super::connect_with(identity, &unknown, |servers| {
         servers.replace(Vec::new());

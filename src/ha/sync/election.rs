@@ -52,7 +52,7 @@ impl Electorate<'_> {
         self.outsiders || self.includes(name)
     }
 
-    /// The first thing that speaks against this member; a running primary was looked for before.
+    /// The first thing that speaks against this member, a mere preference last; a running primary was looked for before.
     pub(in crate::ha) fn objection(
         &self,
         turn: &Turn<'_>,
@@ -63,7 +63,7 @@ impl Electorate<'_> {
         if !self.may_stand(me) {
             return Some(Why::NotSynchronous);
         }
-        let (mut votes, mut behind) = (0u32, false);
+        let (mut votes, mut behind, mut preference) = (0u32, false, None);
         for (peer, answer) in answers.iter().filter(|(peer, _)| self.includes(peer)) {
             let eligible = limitation(answer).is_none();
             let former = self.leader.matches(peer);
@@ -85,16 +85,19 @@ impl Electorate<'_> {
                     && !former
                     && turn.memory.last_leader.as_ref() != Some(peer)
                 {
-                    return Some(Why::PeerPreferred { peer: peer.clone() });
+                    preference = Some(Why::PeerPreferred { peer: peer.clone() });
                 }
                 votes += 1;
             }
         }
         if self.leader.matches(me) && !behind {
-            return None;
+            return preference;
         }
         let needed = self.sync.quorum + u32::from(!self.includes(me));
-        (votes < needed).then_some(Why::TooFewVotes { votes, needed })
+        if votes < needed {
+            return Some(Why::TooFewVotes { votes, needed });
+        }
+        preference
     }
 
     /// Of those who could take over, those who may while this leader goes of its own will (spec/ha.md §6.6). `named`: only one was asked.

@@ -17,12 +17,17 @@ pub(crate) fn acknowledged(world: &mut World, node: usize, upto: u64) {
         return;
     }
     let (pg, name) = (&world.nodes[node].pg, &world.nodes[node].name);
+    let mut history = pg.history.clone();
+    // Nothing is lost with a timeline on which nothing was written.
+    while history.last().is_some_and(|last| last.start >= upto) {
+        history.pop();
+    }
     // From the first time that a leader has published the state it is in force until the mode ends.
     if world.promise.is_none() && world.store.cluster.sync.leader.as_ref() != Some(name) {
         return;
     }
     match &mut world.promise {
-        Some(promise) if promise.history == pg.history => promise.end = promise.end.max(upto),
+        Some(promise) if promise.history == history => promise.end = promise.end.max(upto),
         Some(promise) if !pg.has(&promise.history, promise.end) => {
             let detail = format!(
                 "n{node} acknowledges commits although it has not got those up to {} of {:?}",
@@ -31,10 +36,7 @@ pub(crate) fn acknowledged(world: &mut World, node: usize, upto: u64) {
             world.fail("S2 acknowledged means kept", detail);
         }
         promise => {
-            *promise = Some(Promise {
-                history: pg.history.clone(),
-                end: upto,
-            });
+            *promise = Some(Promise { history, end: upto });
         }
     }
 }

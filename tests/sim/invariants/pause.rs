@@ -1,7 +1,7 @@
 //! While the cluster is paused nothing is touched: PostgreSQL is neither started nor stopped nor promoted, beyond what an operator asked
 //! for (spec/ha.md §11).
 
-use howdah::ha::decision::{Job, ReplaceReason, StopPurpose};
+use howdah::ha::decision::{Job, StopPurpose};
 
 use crate::world::World;
 
@@ -11,7 +11,7 @@ pub(crate) fn begun_in_pause(world: &mut World, node: usize, job: &Job) {
     let named = world.nodes[node].is_named(name);
     let asked = match job {
         Job::Restart { .. } => true,
-        Job::Replace { because, .. } => *because == ReplaceReason::Requested,
+        Job::Replace { because, .. } => because.on_request(),
         Job::Stop { purpose, .. } => {
             matches!(purpose, StopPurpose::Switchover | StopPurpose::Maintenance)
         }

@@ -16,6 +16,12 @@ pub(super) fn at_the_end(world: &mut World) {
         only_writer(world)
     };
     let Some(leader) = leader else {
+        // Its members have what the other site left behind, and nothing is allowed that could mend it: somebody leads all the same.
+        let cannot_mend = !world.allowed.rewind && !world.allowed.replace;
+        let converted = world.store.dynamic.standby_cluster && world.converted.is_some();
+        if converted && cannot_mend && world.leader().is_some() {
+            return;
+        }
         let reasons: Vec<String> = world
             .nodes
             .iter()

@@ -8,8 +8,9 @@ use howdah::ha::observation::{
     Divergence, JobEnd, JobView, LeaseView, Memory, Observation, Peer, Request, StandbyNames,
     Synchronous,
 };
-use howdah::types::{Lsn, Moment, PgState, Role};
+use howdah::types::{Lsn, MemberName, Moment, PgState, Role};
 
+use super::failsafe::{Agreement, Pledge};
 use super::job::Running;
 use super::{Event, LOOP_WAIT, STOP_MARGIN, TTL, World};
 use crate::observation::member;
@@ -39,6 +40,27 @@ pub(super) enum AgentEvent {
         id: u64,
         peers: Vec<Peer>,
     },
+    /// A member is asked for its word, for the first time or again.
+    Question {
+        id: u64,
+        whom: MemberName,
+        attempt: u8,
+    },
+    /// A leader asks for this agent's word.
+    Asked {
+        by: usize,
+        id: u64,
+    },
+    /// A member has answered.
+    Word {
+        id: u64,
+        whom: MemberName,
+        yes: bool,
+    },
+    /// The silent store is asked once more meanwhile.
+    Probe {
+        id: u64,
+    },
     /// It looks whether its change of `synchronous_standby_names` is in force.
     Names {
         id: u64,
@@ -60,6 +82,8 @@ pub(super) enum Phase {
     LookingAgain,
     SettingNames,
     Asking,
+    /// Waiting for the members' word.
+    Agreeing,
     Publishing,
     Deciding,
 }
@@ -92,6 +116,10 @@ pub(super) struct Agent {
     pub(super) dynamic: Dynamic,
     /// What it has decided about `synchronous_standby_names`.
     pub(super) names: Option<StandbyNames>,
+    pub(super) pledge: Pledge,
+    pub(super) agreement: Agreement,
+    /// When it was started.
+    pub(super) since: Moment,
     pub(super) dirty: bool,
     pub(super) timer: u64,
     pub(super) wake_at: Option<Moment>,
@@ -99,7 +127,7 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    pub(super) fn new(role: Role, now: Moment) -> Self {
+    pub(super) fn new(role: Role, now: Moment, local: Moment, dynamic: Dynamic) -> Self {
         Agent {
             phase: Phase::Asleep,
             waiting: 0,
@@ -116,8 +144,11 @@ impl Agent {
             role,
             requests: Vec::new(),
             stopping: false,
-            dynamic: Dynamic::default(),
+            dynamic,
             names: None,
+            pledge: Pledge::default(),
+            agreement: Agreement::default(),
+            since: local,
             dirty: false,
             timer: 0,
             wake_at: None,
@@ -172,7 +203,9 @@ impl World {
                 } else {
                     Role::Uninitialized
                 };
-                self.nodes[node].agent = Some(Box::new(Agent::new(role, self.now)));
+                let (local, dynamic) = (self.local(node), self.nodes[node].cached);
+                let agent = Agent::new(role, self.now, local, dynamic);
+                self.nodes[node].agent = Some(Box::new(agent));
                 self.begin_turn(node);
             }
             AgentEvent::Timer { token } => {
@@ -199,6 +232,22 @@ impl World {
             AgentEvent::Names { id, wanted } => {
                 if self.is_waiting(node, id) {
                     self.names_seen(node, &wanted);
+                }
+            }
+            AgentEvent::Question { id, whom, attempt } => {
+                if self.is_waiting(node, id) {
+                    self.question(node, id, &whom, attempt);
+                }
+            }
+            AgentEvent::Asked { by, id } => self.asked(node, by, id),
+            AgentEvent::Word { id, whom, yes } => {
+                if self.is_waiting(node, id) {
+                    self.hear_word(node, &whom, yes);
+                }
+            }
+            AgentEvent::Probe { id } => {
+                if self.is_waiting(node, id) {
+                    self.probe(node, id);
                 }
             }
             AgentEvent::PeersAt { id, whom, took } => self.poll(node, id, &whom, took),

@@ -99,12 +99,9 @@ impl World {
             matches!(
                 &agent.job,
                 Some(Running {
-                    job: Job::Replace {
-                        because: howdah::ha::decision::ReplaceReason::Requested,
-                        ..
-                    },
+                    job: Job::Replace { because, .. },
                     ..
-                })
+                }) if because.on_request()
             )
         })
     }
@@ -174,6 +171,7 @@ impl World {
                 None if matches!(from, Upstream::Remote { .. }) && !self.rng.per_mille(50) => {
                     let copy = self.remote.clone();
                     self.nodes[node].pg.copy_of(&copy, from);
+                    self.set_divergence(node, Divergence::Unchecked);
                     self.finish(node, JobEnd::Done);
                 }
                 Some(source) if !self.rng.per_mille(50) => {
@@ -242,19 +240,28 @@ impl World {
         }
     }
 
+    /// The server there, if it answers and is a primary.
+    fn primary_at(&mut self, node: usize, upstream: &Upstream) -> Option<Pg> {
+        let pg = match upstream {
+            Upstream::Remote { .. } if self.rng.per_mille(50) => return None,
+            Upstream::Remote { .. } => &self.remote,
+            Upstream::Member { .. } | Upstream::Nobody => {
+                &self.nodes[self.source(node, upstream)?].pg
+            }
+        };
+        (!pg.recovery).then(|| pg.clone())
+    }
+
     /// What pg_controldata, IDENTIFY_SYSTEM and TIMELINE_HISTORY can tell: numbers.
     pub(super) fn compare(&mut self, node: usize, with: &Upstream) {
-        let Some(source) = self
-            .source(node, with)
-            .filter(|source| !self.nodes[*source].pg.recovery)
-        else {
+        let Some(theirs) = self.primary_at(node, with) else {
             self.finish(
                 node,
                 JobEnd::Failed("the leader does not answer".to_owned()),
             );
             return;
         };
-        let (mine, theirs) = (&self.nodes[node].pg, &self.nodes[source].pg);
+        let (mine, theirs) = (&self.nodes[node].pg, &theirs);
         let known = match mine.control {
             howdah::ha::observation::ControlState::InProduction if mine.server != Server::Up => {
                 mine.checkpoint
@@ -279,7 +286,10 @@ impl World {
                 .get(at + 1)
                 .is_some_and(|next| known > next.start),
         };
-        let name = self.nodes[source].name.clone();
+        let Some(name) = with.name() else {
+            return;
+        };
+        let source = name.clone();
         let verdict = if diverged {
             Divergence::Diverged {
                 from: name,
@@ -288,7 +298,7 @@ impl World {
         } else {
             Divergence::Prefix { of: name }
         };
-        self.say(|| format!("n{node}: compared with n{source}: {verdict:?}"));
+        self.say(|| format!("n{node}: compared with {source}: {verdict:?}"));
         self.set_divergence(node, verdict);
         self.finish(node, JobEnd::Done);
     }
@@ -300,10 +310,7 @@ impl World {
                 format!("n{node} rewinds although that is not possible"),
             );
         }
-        let Some(source) = self
-            .source(node, from)
-            .filter(|source| !self.nodes[*source].pg.recovery)
-        else {
+        let (Some(copy), Some(name)) = (self.primary_at(node, from), from.name()) else {
             self.finish(
                 node,
                 JobEnd::Failed("the leader does not answer".to_owned()),
@@ -311,12 +318,11 @@ impl World {
             return;
         };
         if self.rng.per_mille(100) {
-            let from = self.nodes[source].name.clone();
+            let from = name;
             self.set_divergence(node, Divergence::RewindFailed { from });
             self.finish(node, JobEnd::Failed("pg_rewind failed".to_owned()));
             return;
         }
-        let copy = self.nodes[source].pg.clone();
         self.nodes[node].pg.rewind_to(&copy, from.clone());
         self.set_divergence(node, Divergence::Unchecked);
         self.finish(node, JobEnd::Done);

@@ -31,6 +31,10 @@ pub(crate) struct Network {
     pub(crate) errors: u64,
     /// The longest delay of a store message, in milliseconds, when it is more than usual.
     pub(crate) delay: u64,
+    /// Per mille of messages between agents lost.
+    pub(crate) peer_loss: u64,
+    /// The longest delay of such a message, in milliseconds, when it is more than usual.
+    pub(crate) peer_delay: u64,
 }
 
 /// The copy that a watch has fed, since it stopped.
@@ -105,28 +109,44 @@ impl World {
         })
     }
 
-    /// How long the store may take with an answer: less when PostgreSQL must be stopped earlier.
-    fn budget(&self, node: usize) -> Duration {
+    /// How long something may take: less when PostgreSQL must be stopped earlier.
+    pub(super) fn budget(&self, node: usize, wanted: Duration) -> Duration {
         let now = self.local(node);
         let held = self.nodes[node]
             .agent
             .as_ref()
             .and_then(|agent| agent.held.as_ref());
-        held.map_or(RETRY, |held| {
+        held.map_or(wanted, |held| {
             let act_by = Moment(held.expires.0.saturating_sub(STOP_MARGIN));
             if act_by > now {
-                RETRY.min(act_by.since(now))
+                wanted.min(act_by.since(now))
             } else {
-                Duration::from_millis(200)
+                wanted.min(Duration::from_millis(200))
             }
         })
+    }
+
+    /// The same for a call of the store. A leader that may have to ask the members instead keeps two thirds of its time for that.
+    fn store_budget(&self, node: usize) -> Duration {
+        let held = self.nodes[node]
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.held.as_ref());
+        match held {
+            Some(held) if self.may_need_failsafe(node) => {
+                let act_by = Moment(held.expires.0.saturating_sub(STOP_MARGIN));
+                let third = act_by.since(self.local(node)) / 3;
+                self.budget(node, RETRY.min(third.max(Duration::from_millis(200))))
+            }
+            Some(_) | None => self.budget(node, RETRY),
+        }
     }
 
     /// Sends one operation to the store; the answer, or its timeout, comes as an event.
     pub(super) fn send(&mut self, node: usize, op: Op) {
         self.order += 1;
         let id = self.order;
-        let timeout = u64::try_from(self.budget(node).as_millis())
+        let timeout = u64::try_from(self.store_budget(node).as_millis())
             .unwrap_or(0)
             .max(1);
         let (now, local) = (self.now, self.local(node));
@@ -142,16 +162,21 @@ impl World {
             self.agent_at(node, 1, AgentEvent::Reply { id, reply });
             return;
         }
-        let network = &self.network;
-        let cut = network.cut_from_store.contains(&node) || network.store_down;
-        let (loss, errors) = (network.loss, network.errors);
-        let failed = self.rng.per_mille(errors);
+        let failed = self.rng.per_mille(self.network.errors);
         let timeout = if failed {
             self.rng.between(1, 10)
         } else {
             timeout
         };
         self.agent_at(node, timeout, AgentEvent::Timeout { id });
+        self.post(node, id, op, failed);
+    }
+
+    /// The message to the store; `failed`: it ends with an error, whether it arrives or not.
+    pub(super) fn post(&mut self, node: usize, id: u64, op: Op, failed: bool) {
+        let network = &self.network;
+        let cut = network.cut_from_store.contains(&node) || network.store_down;
+        let loss = network.loss;
         if cut || self.rng.per_mille(loss) || (failed && self.rng.per_mille(500)) {
             return;
         }

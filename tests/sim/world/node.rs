@@ -14,6 +14,7 @@ use super::{Event, GUARD_MARGIN, World};
 use crate::clock::Clock;
 use crate::postgres::{Pg, Server};
 use crate::rng::Rng;
+use crate::store::Dynamic;
 
 /// What init needs to run again after its container stood still.
 const INIT_WAKES: Duration = Duration::from_millis(50);
@@ -28,7 +29,7 @@ pub(crate) struct Node {
     pub(super) agent: Option<Box<Agent>>,
     pub(crate) clock: Clock,
     /// The agent is frozen until then.
-    pub(super) frozen_until: Moment,
+    pub(crate) frozen_until: Moment,
     /// The whole container is frozen until then.
     pub(crate) halted_until: Moment,
     /// What its watch showed last, while the watch has stopped unnoticed.
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     /// Until when this node could know that it leads; survives its agent.
     pub(crate) leads_until: Option<Moment>,
     pub(crate) slow: bool,
+    /// The settings that the data directory remembers.
+    pub(super) cached: Dynamic,
     /// It is connected and receives nothing until then.
     pub(crate) lags_until: Moment,
     /// A switchover stopped its server, which has not run since.
@@ -79,6 +82,7 @@ impl Node {
             promise: None,
             leads_until: None,
             slow: rng.per_mille(200),
+            cached: Dynamic::default(),
             switched_over: false,
             lags_until: Moment(Duration::ZERO),
             moved: Moment(Duration::ZERO),
@@ -94,9 +98,15 @@ impl Node {
             timeline: position.timeline(),
             tags: self.tags.clone(),
             watchdog_failed: false,
-            cannot_serve: false,
+            cannot_serve: self.cannot_serve(),
             replaying: false,
         })
+    }
+
+    /// It knows of something for which others go first: here that its history has left the remote primary's.
+    pub(crate) fn cannot_serve(&self) -> bool {
+        let agent = self.agent.as_ref();
+        agent.is_some_and(|agent| agent.memory.cannot_serve().is_some())
     }
 
     /// What its agent said last.

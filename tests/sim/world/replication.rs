@@ -9,7 +9,7 @@ use howdah::types::{Lsn, Moment};
 
 use super::{Event, TICK, World};
 use crate::invariants;
-use crate::postgres::Server;
+use crate::postgres::{Pg, Server};
 use crate::synchronous::Rule;
 
 /// A connection as the sending server has it: it may outlive the receiver.
@@ -33,7 +33,7 @@ impl World {
             }
             self.replicate(node);
         }
-        self.remote.end += 50;
+        self.tend_remote();
         for node in 0..self.nodes.len() {
             if self.nodes[node].pg.server == Server::Up {
                 self.tend_senders(node);
@@ -98,10 +98,71 @@ impl World {
         self.receive(node, source, part);
     }
 
+    /// The other cluster: its primary writes; one that is still a standby of ours receives.
+    fn tend_remote(&mut self) {
+        if !self.remote.recovery {
+            self.remote.end += 50;
+            return;
+        }
+        let Some(leader) = self.leader().filter(|leader| self.nodes[*leader].up) else {
+            return;
+        };
+        let pg = &self.nodes[leader].pg;
+        if pg.server == Server::Up && self.remote.is_prefix_of(pg) {
+            let pg = pg.clone();
+            self.remote.receive(&pg, pg.end);
+        }
+    }
+
+    /// The cluster becomes a standby cluster of one that has been its own standby, up to here, or of one that still is.
+    pub(crate) fn demote_cluster(&mut self, promoted: bool, behind: u64) {
+        let Some(leader) = self.leader() else {
+            return;
+        };
+        let generation = self.remote.generation;
+        let source = self.nodes[leader].pg.clone();
+        let begin = source.history.last().map_or(0, |segment| segment.start);
+        self.remote = Pg {
+            server: Server::Up,
+            recovery: true,
+            end: source.end.saturating_sub(behind).max(begin),
+            generation,
+            ..source
+        };
+        if promoted {
+            self.promote_remote();
+        }
+        self.planned = None;
+        self.store.dynamic.standby_cluster = true;
+        self.converted = Some(self.now);
+        self.notify_all();
+    }
+
+    /// The other site takes over. Its timeline has a number that none of this cluster's gets: two of one number cannot be told apart.
+    pub(crate) fn promote_remote(&mut self) {
+        if self.remote.recovery {
+            self.order += 1;
+            let branch = self.order;
+            self.remote.open_timeline(branch);
+            if let Some(opened) = self.remote.history.last_mut() {
+                opened.timeline += 20;
+            }
+        }
+    }
+
+    /// The cluster becomes one of its own.
+    pub(crate) fn promote_cluster(&mut self) {
+        self.planned = None;
+        self.store.dynamic.standby_cluster = false;
+        self.converted = Some(self.now);
+        self.notify_all();
+    }
+
     fn receive_from_remote(&mut self, node: usize) {
         let (pg, remote) = (&mut self.nodes[node].pg, &self.remote);
-        pg.streaming = pg.is_prefix_of(remote);
+        pg.streaming = pg.is_prefix_of(remote) && pg.may_stream_from(remote);
         if pg.streaming {
+            pg.was_primary = false;
             if pg.end < remote.end {
                 self.nodes[node].moved = self.now;
             }

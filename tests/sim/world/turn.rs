@@ -58,9 +58,17 @@ impl World {
             agent.heard = Some(now);
             agent.last = Some(reply.cluster.clone());
         }
+        if matches!(agent.phase, Phase::Agreeing) {
+            self.store_came_back(node, reply);
+            return;
+        }
         let sent = agent.sent;
         match std::mem::replace(&mut agent.phase, Phase::Deciding) {
-            Phase::Asleep | Phase::Asking | Phase::Deciding | Phase::SettingNames => {}
+            Phase::Asleep
+            | Phase::Asking
+            | Phase::Agreeing
+            | Phase::Deciding
+            | Phase::SettingNames => {}
             Phase::Publishing => self.sleep(node),
             Phase::Loading => {
                 let store = match reply {
@@ -73,6 +81,12 @@ impl World {
                         last: agent.last.clone().map(Box::new),
                     },
                 };
+                let Node {
+                    agent, pg, cached, ..
+                } = &mut self.nodes[node];
+                if let (Some(agent), true) = (agent.as_ref(), pg.present) {
+                    *cached = agent.dynamic;
+                }
                 // What runs decides the role, whoever started it.
                 let Node { agent, pg, .. } = &mut self.nodes[node];
                 if let (Some(agent), Server::Up) = (agent.as_mut(), pg.server) {
@@ -137,6 +151,7 @@ impl World {
                     };
                     *tried = Some(outcome);
                     if outcome == Outcome::Done {
+                        agent.agreement.until = None;
                         agent.held = Some(Held {
                             session: agent.session,
                             sent: shown,
@@ -145,26 +160,31 @@ impl World {
                         obs.tried.renew = Some(outcome);
                         self.nodes[node].leads_until = Some(sent + TTL);
                         self.nodes[node].pg.newborn = false;
+                    } else if agent.held.is_none() {
+                        agent.pledge.lost();
                     }
                 }
                 Step::Release { .. } => {
                     obs.tried.release = Some(outcome);
                     agent.held = None;
+                    agent.agreement.until = None;
+                    agent.pledge.lost();
                 }
                 Step::HandOver { to, .. } => {
                     obs.tried.hand_over = Some(outcome);
                     if outcome != Outcome::Refused {
                         agent.held = None;
+                        agent.pledge.lost();
                     }
                     if outcome == Outcome::Done {
                         planned = Some(to.clone());
                     }
                 }
                 Step::Write(_) => obs.tried.write = Some(outcome),
+                Step::Reload => obs.tried.reloaded = true,
                 Step::Rest
                 | Step::AskPeers { .. }
                 | Step::AskFailsafe { .. }
-                | Step::Reload
                 | Step::ForgetLease
                 | Step::Start(_)
                 | Step::CancelJob
@@ -179,8 +199,12 @@ impl World {
         if let Some(to) = planned {
             self.planned = Some((self.nodes[node].pg.clone(), to));
         }
-        if step == Step::Acquire && outcome == Outcome::Done {
-            invariants::won(self, node);
+        match (&step, outcome) {
+            (Step::Acquire, Outcome::Done) => invariants::won(self, node),
+            (Step::Acquire, Outcome::Unknown) | (Step::Adopt, Outcome::Done) => {
+                invariants::may_have_won(self, node);
+            }
+            _ => {}
         }
         self.promise(node);
         let rereads = match step {
@@ -202,16 +226,21 @@ impl World {
         loop {
             let now = self.local(node);
             let core = self.core;
-            let Some(agent) = self.nodes[node].agent.as_mut() else {
+            let Some(agent) = self.nodes[node].agent.as_ref() else {
                 return;
             };
             let (lease, view) = (agent.lease(), agent.job_view());
+            let failsafe = self.failsafe_view(node);
+            let Some(agent) = self.nodes[node].agent.as_mut() else {
+                return;
+            };
             let Some(obs) = agent.obs.as_mut() else {
                 return;
             };
             obs.now = now;
             obs.lease = lease;
             obs.job = view;
+            obs.failsafe = failsafe;
             let decision = core(obs, &agent.memory);
             agent.memory = decision.memory;
             if let Some(at) = decision.wake_at {
@@ -259,8 +288,11 @@ impl World {
                 self.ask(node, whom.clone());
                 return false;
             }
-            // Nobody in these worlds has failsafe mode.
-            Step::AskFailsafe { .. } => return true,
+            Step::AskFailsafe { whom } => {
+                self.ask_failsafe(node, whom);
+                return false;
+            }
+            Step::Acquire | Step::Adopt | Step::Take if !self.may_try(node) => return true,
             Step::Reload => Op::Load { latest: true },
             Step::Renew => Op::Renew {
                 session,
@@ -288,6 +320,8 @@ impl World {
             Step::ForgetLease => {
                 if let Some(agent) = self.nodes[node].agent.as_mut() {
                     agent.held = None;
+                    agent.agreement.until = None;
+                    agent.pledge.lost();
                 }
                 return true;
             }
@@ -367,6 +401,20 @@ impl World {
         }
         self.send(node, op);
         false
+    }
+
+    /// The agent's own look at the word it gave, after the core's.
+    fn may_try(&mut self, node: usize) -> bool {
+        let now = self.local(node);
+        let alone = self.core_alone;
+        let Some(agent) = self.nodes[node].agent.as_mut() else {
+            return false;
+        };
+        let may = agent.pledge.may_try(now) || alone;
+        if let (false, Some(obs)) = (may, agent.obs.as_mut()) {
+            obs.tried.acquire = Some(Outcome::Refused);
+        }
+        may
     }
 
     pub(super) fn document(&self, node: usize, write: Write) -> Op {

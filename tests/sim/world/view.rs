@@ -21,6 +21,8 @@ impl World {
             job: agent.job_view(),
             requests: agent.requests.clone(),
             stopping: agent.stopping,
+            failsafe: self.failsafe_view(node),
+            agent_since: agent.since,
             ..observation::plain(
                 n.name.clone(),
                 self.local(node),

@@ -79,6 +79,7 @@ impl Backend for OneServer {
         own![
             what_python_nodes_see,
             python_holds_and_lets_go,
+            a_lock_delay_is_waited_for,
             too_short_a_session_is_made_longer,
             restarted_server,
             restart_amid_an_election,
@@ -258,6 +259,28 @@ async fn python_holds_and_lets_go() -> Outcome {
     ensure!(consul.json("PUT", &path, "python").await? == json!(false));
     done(store.release(lease).await)?;
     ensure!(consul.json("PUT", &path, "python").await? == json!(true));
+    Ok(())
+}
+
+/// Consul keeps a key from everybody for a while after the session that held it: that is no other leader.
+async fn a_lock_delay_is_waited_for() -> Outcome {
+    let consul = server().await?;
+    let store = open("node1", &settings(&consul));
+    let body = r#"{"TTL":"60s","Behavior":"delete","LockDelay":"0.3s","Checks":[]}"#;
+    for key in ["leader", "members/node1"] {
+        let session = consul.json("PUT", "/v1/session/create", body).await?;
+        let session = session["ID"].as_str().context("no session")?;
+        let path = format!("/v1/kv/service/demo/{key}?acquire={session}");
+        ensure!(consul.json("PUT", &path, "python").await? == json!(true));
+        consul
+            .ask("PUT", &format!("/v1/session/destroy/{session}"), "")
+            .await?;
+        if key == "leader" {
+            done(store.acquire().await)?;
+        } else {
+            done(store.put_member(&document(1)).await)?;
+        }
+    }
     Ok(())
 }
 

@@ -42,6 +42,20 @@ pub(super) enum Outcome {
     SessionGone,
 }
 
+/// How a transaction that was answered was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Conflict,
+    SessionGone,
+    /// The session that held the key has ended just now, and its `LockDelay` is not over: Consul turns every lock of the key away
+    /// before it looks at anything else.
+    LockDelay,
+}
+
+/// For how long a key may be kept from everybody after the session that held it: Patroni's sessions and ours ask for 1 ms. A key on a
+/// session with Consul's own delay (15 s) is tried for again in later turns.
+const LOCK_DELAY: Duration = Duration::from_secs(1);
+
 /// One key as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
@@ -313,7 +327,30 @@ impl Agent {
         self.run(deadline, Kind::Repeatable, ops).await
     }
 
+    /// Runs the steps, and again while a lock delay, which is shorter than a turn, is all that stands against them.
     async fn run(&self, deadline: Moment, kind: Kind, ops: &[Op]) -> Result<Outcome, Failure> {
+        let patience = deadline.min(clock::now() + LOCK_DELAY);
+        let mut pause = Duration::from_millis(1);
+        loop {
+            return match self.run_once(deadline, kind, ops).await? {
+                Ok(revision) => Ok(Outcome::Done(revision)),
+                Err(Refusal::LockDelay) if clock::now() + pause < patience => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                    continue;
+                }
+                Err(Refusal::SessionGone) => Ok(Outcome::SessionGone),
+                Err(Refusal::Conflict | Refusal::LockDelay) => Ok(Outcome::Conflict),
+            };
+        }
+    }
+
+    async fn run_once(
+        &self,
+        deadline: Moment,
+        kind: Kind,
+        ops: &[Op],
+    ) -> Result<Result<u64, Refusal>, Failure> {
         let steps: Vec<Value> = ops.iter().map(|Op(op)| json!({ "KV": op })).collect();
         let request = self
             .request(Method::PUT, "/v1/txn", &[])
@@ -325,29 +362,30 @@ impl Agent {
                 let results = body["Results"].as_array();
                 let last = results.and_then(|results| results.last());
                 let revision = last.and_then(|result| result["KV"]["ModifyIndex"].as_u64());
-                Ok(Outcome::Done(revision.unwrap_or(0)))
+                Ok(Ok(revision.unwrap_or(0)))
             }
-            409 => Self::refusal(&body),
+            409 => Ok(Err(Self::refusal(&body)?)),
             status => Err(Failure::Rejected(format!("{status}: {}", answer.text()))),
         }
     }
 
     /// Why a transaction was rolled back.
-    fn refusal(body: &Value) -> Result<Outcome, Failure> {
+    fn refusal(body: &Value) -> Result<Refusal, Failure> {
         let errors = body["Errors"].as_array().map_or(&[][..], Vec::as_slice);
-        let mut texts = errors.iter().filter_map(|error| error["What"].as_str());
+        let texts = errors.iter().filter_map(|error| error["What"].as_str());
         if let Some(denied) = texts
             .clone()
             .find(|text| text.contains("Permission denied"))
         {
             return Err(Failure::Rejected(denied.to_owned()));
         }
-        let gone =
-            texts.any(|text| text.contains("invalid session") || text.contains("session lookup"));
-        Ok(if gone {
-            Outcome::SessionGone
+        let says = |what: &str| texts.clone().any(|text| text.contains(what));
+        Ok(if says("invalid session") || says("session lookup") {
+            Refusal::SessionGone
+        } else if says("lock delay") {
+            Refusal::LockDelay
         } else {
-            Outcome::Conflict
+            Refusal::Conflict
         })
     }
 

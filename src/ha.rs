@@ -40,6 +40,7 @@ pub fn decide(observation: &Observation, memory: &Memory) -> Decision {
     let mut turn = Turn::new(observation, memory);
     serving::note(&mut turn);
     failsafe::note(&mut turn);
+    jobs::note(&mut turn);
     let (step, why) = choose(&mut turn);
     turn.decide(step, why)
 }

@@ -435,6 +435,8 @@ pub enum Why {
     },
     /// Histories diverged and no way back is allowed.
     CannotRejoin { leader: MemberName, detail: String },
+    /// Histories diverged, and the directory is not replaced in pause.
+    RecloneAwaitsResume { leader: MemberName, detail: String },
     /// PostgreSQL is down in pause.
     DownPaused,
     /// The key goes because PostgreSQL is down in pause.
@@ -765,6 +767,10 @@ impl fmt::Display for Why {
             Why::CannotRejoin { leader, detail } => write!(
                 f,
                 "cannot follow {leader}: {detail}; enable pg_rewind or removal of diverged directories, or reinitialize this member"
+            ),
+            Why::RecloneAwaitsResume { leader, detail } => write!(
+                f,
+                "PAUSE: cannot follow {leader}: {detail}; the data directory is replaced once the cluster is resumed"
             ),
             Why::DownPaused => f.write_str("PAUSE: postgres is not running"),
             Why::DownPausedWithLock => f.write_str("PAUSE: removed leader lock because postgres is not running"),

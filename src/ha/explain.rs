@@ -515,6 +515,12 @@ fn read(why: &Why, now: Moment) -> Reading {
             format!("it cannot follow {leader}: {detail}"),
             "an operator to reinitialize it, or to allow pg_rewind",
         ),
+        Why::RecloneAwaitsResume { leader, detail } => waiting(
+            format!(
+                "it cannot follow {leader} ({detail}) and its data directory is not replaced in a paused cluster"
+            ),
+            "the end of the pause",
+        ),
         Why::DownPaused => waiting(
             "its PostgreSQL is down and the cluster is paused",
             "the end of the pause",

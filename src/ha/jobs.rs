@@ -114,6 +114,18 @@ fn lost_during(turn: &mut Turn<'_>, job: &Job) -> Choice {
     })
 }
 
+/// A start that succeeded ends what a switchover was about, also while the store is silent: if PostgreSQL is down after it, it has
+/// crashed since.
+pub(super) fn note(turn: &mut Turn<'_>) {
+    if let JobView::Finished {
+        job: Job::StartStandby { .. } | Job::StartPrimary { .. },
+        end: JobEnd::Done,
+    } = &turn.obs.job
+    {
+        turn.memory.switching = false;
+    }
+}
+
 /// Draws the consequences of an ended job; level-triggered within its turn.
 pub(super) fn settle(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     let obs = turn.obs;

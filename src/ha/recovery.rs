@@ -626,6 +626,11 @@ pub(super) fn repair(turn: &mut Turn<'_>, leader: &Reference, diverged: Diverged
             },
         );
     }
+    // A leader that a switchover has stopped comes back in pause, but not at the price of its data.
+    if may_replace && turn.paused() {
+        let leader = leader.name.clone();
+        return (Step::Rest, Why::RecloneAwaitsResume { leader, detail });
+    }
     if may_replace {
         let why = Why::Recloning {
             from: leader.name.to_string(),

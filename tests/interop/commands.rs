@@ -32,6 +32,7 @@ fn every_command(kind: Kind) {
     pause(&cluster, &tools);
     changes_of_the_leader(&cluster, &tools);
     copies(&cluster, &tools);
+    changes_of_the_kind(&cluster, &tools);
     for format in ["pretty", "json", "tsv", "yaml"] {
         tools.same(&["history", "demo", "-f", format]);
     }
@@ -338,6 +339,47 @@ fn copies(cluster: &Cluster, tools: &Tools) {
             await_told(cluster);
         });
         said.must_contain(&format!("Success: reinitialize for member {}", node.name));
+    }
+}
+
+/// `demote-cluster` and `promote-cluster`: to a standby cluster whose only source is an archive, and back.
+fn changes_of_the_kind(cluster: &Cluster, tools: &Tools) {
+    let demote = [
+        "demote-cluster",
+        "demo",
+        "--restore-command",
+        "cp /nonexistent/%f %p",
+    ];
+    let promote = ["promote-cluster", "demo"];
+    tools.same(&["demote-cluster", "demo"]);
+    tools.same(&["demote-cluster", "nothing", "--port", "5432", "--force"]);
+    tools.same_asked(&demote, "n\n");
+    tools.same(&promote);
+    tools.same(&["promote-cluster", "demo", "--force"]);
+    for whose in BOTH {
+        let demoted = tools.run(whose, &[&demote[..], &["--force"]].concat(), "");
+        assert_eq!(demoted.status, Some(0), "{demoted:#?}");
+        demoted.must_contain("cluster is successfully demoted");
+        demoted.must_contain("Standby Leader");
+        assert!(
+            cluster.nodes.iter().all(|node| !node.is_primary()),
+            "a primary in a standby cluster"
+        );
+        wait_until("all follow the standby leader", PATIENCE, || {
+            let states = cluster.nodes.iter().map(|node| {
+                let about = node.about();
+                about["replication_state"].as_str().map(str::to_owned)
+            });
+            let states: Vec<_> = states.flatten().collect();
+            let follow = states.iter().filter(|state| *state == "streaming").count();
+            states.len() == cluster.nodes.len() && follow + 1 == states.len()
+        });
+        tools.same(&[&demote[..], &["--force"]].concat());
+        tools.same_asked(&promote, "\n");
+        let promoted = tools.run(whose, &promote, "y\n");
+        assert_eq!(promoted.status, Some(0), "{promoted:#?}");
+        promoted.must_contain("cluster is successfully promoted");
+        await_told(cluster);
     }
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Pg {
     pub(crate) server: Server,
     pub(crate) recovery: bool,
     pub(crate) streaming: bool,
+    /// It was told to leave recovery: nothing but its end keeps it from opening a timeline.
+    pub(crate) promoting: bool,
     /// Clients may commit (a stop ends it before the process ends).
     pub(crate) open: bool,
     /// Created by initdb and never led yet: no client knows it.
@@ -67,6 +69,7 @@ impl Pg {
             server: Server::Down { crashed: false },
             recovery: false,
             streaming: false,
+            promoting: false,
             open: false,
             newborn: false,
             was_primary: false,
@@ -136,6 +139,7 @@ impl Pg {
         }
         self.server = Server::Down { crashed };
         self.streaming = false;
+        self.promoting = false;
         self.open = false;
     }
 
@@ -150,6 +154,7 @@ impl Pg {
         self.checkpoint = self.end;
         self.server = Server::Down { crashed: false };
         self.streaming = false;
+        self.promoting = false;
         self.open = false;
     }
 
@@ -186,6 +191,7 @@ impl Pg {
         self.standby_signal = false;
         self.follows = None;
         self.streaming = false;
+        self.promoting = false;
         self.open = true;
         self.checkpoint = self.end;
         self.control = ControlState::InProduction;

@@ -233,6 +233,7 @@ impl World {
             self.finish(node, JobEnd::Failed("no authority to promote".to_owned()));
         } else {
             let millis = self.rng.between(10, 150);
+            self.nodes[node].pg.promoting = true;
             self.pg_at(node, millis, PgEvent::Opened);
             if let Some(agent) = self.nodes[node].agent.as_mut() {
                 agent.role = Role::Promoted;

@@ -262,8 +262,9 @@ impl World {
             .filter(|_| !agent.dynamic.pause)
             .map(|held| Moment(held.expires.0.saturating_sub(GUARD_MARGIN)));
         let Some(until) = until else {
-            // An agent that has just been restarted keeps the promise of the one before while a primary runs.
-            if agent.dynamic.pause || !self.nodes[node].pg.accepts_writes() {
+            // An agent that has just been restarted keeps the promise of the one before while a primary runs or a promotion is under way.
+            let pg = &self.nodes[node].pg;
+            if agent.dynamic.pause || !(pg.accepts_writes() || pg.promoting) {
                 self.nodes[node].promise = None;
             }
             return;
@@ -284,7 +285,8 @@ impl World {
         let due = n.promise.is_some_and(|(_, current)| current == token);
         if due && n.up && !self.core_alone {
             n.promise = None;
-            if !matches!(n.pg.server, Server::Down { .. }) && !n.pg.recovery {
+            let may_write = n.pg.promoting || !n.pg.recovery;
+            if !matches!(n.pg.server, Server::Down { .. }) && may_write {
                 n.pg.kill(false);
                 self.say(|| format!("n{node}: init stops PostgreSQL at the promised time"));
                 self.postgres_changed(node);

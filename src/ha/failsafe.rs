@@ -280,12 +280,12 @@ fn is_new(turn: &Turn<'_>) -> bool {
 }
 
 /// Whoever is not in the published topology was not asked and may not lead.
-pub(super) fn is_left_out(turn: &Turn<'_>, cluster: &Cluster) -> bool {
+pub(super) fn leaves_out(turn: &Turn<'_>, cluster: &Cluster, member: &MemberName) -> bool {
     may_be_in_force(turn)
         && cluster
             .failsafe
             .as_ref()
-            .is_some_and(|topology| !topology.is_empty() && !topology.contains_key(&turn.obs.me))
+            .is_some_and(|topology| !topology.is_empty() && !topology.contains_key(member))
 }
 
 /// Whether [`forgotten_word`] has something to say; before anybody is asked.

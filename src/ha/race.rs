@@ -125,7 +125,7 @@ fn unfit(turn: &mut Turn<'_>, cluster: &Cluster) -> Choice {
     if obs.tags.never_leads() {
         return Some((Step::Rest, Why::NoFailover));
     }
-    if failsafe::is_left_out(turn, cluster) {
+    if failsafe::leaves_out(turn, cluster, &turn.obs.me) {
         return Some((Step::Rest, Why::NotInFailsafe));
     }
     if let Some(why) = super::recovery::must_not_lead(turn, cluster) {
@@ -392,7 +392,7 @@ fn objection(
     let mut preference = None;
     for (peer, answer) in answers {
         let able = match limitation(answer) {
-            None => true,
+            None => !failsafe::leaves_out(turn, cluster, peer),
             Some(Limitation::CannotServe) if ailing => false,
             Some(Limitation::NoFailover | Limitation::Watchdog | Limitation::CannotServe) => {
                 continue;

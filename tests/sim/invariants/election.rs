@@ -49,6 +49,8 @@ pub(crate) fn won(world: &mut World, node: usize) {
             && now.since(peer.halted_until) > SETTLED
             && peer.pg.recovery
             && !peer.tags.never_leads()
+            // Failsafe mode keeps it from the race.
+            && world.store.cluster.failsafe.as_ref().is_none_or(|topology| topology.contains_key(&peer.name))
             && (winner.cannot_serve() || !peer.cannot_serve())
             && now.since(peer.moved.max(peer.stable_since)) > SETTLED
             && world.store.cluster.members.contains_key(&peer.name)

@@ -154,10 +154,6 @@ impl Harness for ConsulHarness {
         connect(&identity(name, &self.base), &settings).unwrap()
     }
 
-    async fn elapse(&self, by: Duration) {
-        tokio::time::sleep(by).await;
-    }
-
     async fn cut(&self, name: &str, how: Cut) {
         self.proxy(name).await.cut(how);
     }

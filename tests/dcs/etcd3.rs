@@ -182,10 +182,6 @@ impl Harness for EtcdHarness {
         connect(&identity(name, &self.base), &settings).unwrap()
     }
 
-    async fn elapse(&self, by: Duration) {
-        tokio::time::sleep(by).await;
-    }
-
     async fn cut(&self, name: &str, how: Cut) {
         self.proxy(name).await.cut(how);
     }

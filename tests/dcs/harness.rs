@@ -76,8 +76,10 @@ pub(crate) trait Harness {
     /// A new process of this member; an empty name is ctl.
     async fn open(&self, name: &str) -> Store;
 
-    /// Lets time pass.
-    async fn elapse(&self, by: Duration);
+    /// Lets time pass; a real server's clock is the real one.
+    async fn elapse(&self, by: Duration) {
+        tokio::time::sleep(by).await;
+    }
 
     /// Breaks the connections of all processes of this member.
     async fn cut(&self, name: &str, how: Cut);

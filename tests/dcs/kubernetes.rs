@@ -254,10 +254,6 @@ impl Harness for InNamespace {
         self.handle(name).await.unwrap()
     }
 
-    async fn elapse(&self, by: Duration) {
-        tokio::time::sleep(by).await;
-    }
-
     async fn cut(&self, name: &str, how: Cut) {
         self.proxy(name).await.cut(how);
     }

@@ -182,10 +182,6 @@ impl Harness for RaftHarness {
         raft::client(vec![address], None, &identity(name))
     }
 
-    async fn elapse(&self, by: Duration) {
-        tokio::time::sleep(by).await;
-    }
-
     async fn cut(&self, name: &str, how: Cut) {
         self.set(name, Some(how));
     }
